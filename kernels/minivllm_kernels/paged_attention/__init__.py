@@ -1,0 +1,1 @@
+"""Attention of packed, ragged queries over a K/V cache kept in blocks."""

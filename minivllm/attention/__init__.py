@@ -1,0 +1,1 @@
+"""Attention backends: the Protocol in `base.py`, one file an implementation."""

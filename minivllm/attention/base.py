@@ -1,0 +1,73 @@
+"""The seam between a model and the device: everything in a forward pass that is not a matrix product of weights.
+
+A model is written against `AttentionBackend`, so a backend can fuse what its hardware likes fused. Metadata is made
+once a step by `prepare` and handed through the model as an argument.
+
+Shape suffixes: N packed tokens of all requests, R requests, H query heads, K key/value heads, D head size.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PackedBatch:
+    """The tokens of one step, packed: request r owns tokens `[cu_seqlens_q[r], cu_seqlens_q[r + 1])`.
+
+    Device tensors where the device reads them, numpy where the host plans with them.
+    """
+
+    # [N] int64
+    token_ids: Tensor
+    # [N] int64, place of each token in its request
+    positions: Tensor
+    # [N] int64, block_id * block_size + offset: where each token's K/V is written
+    slot_mapping: Tensor
+    # [R + 1] int32
+    cu_seqlens_q: np.ndarray
+    # [R] int32, keys that each request's last query sees: computed before plus this step's
+    context_lens: np.ndarray
+    # [R, max_blocks of this step] int32, padded with -1
+    block_table: np.ndarray
+    # [num_samples] int64, packed indices of the tokens whose logits are sampled from
+    sample_indices: Tensor
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AttentionShape:
+    """What a backend must know of a model before it sees a batch. `sliding_window` counts the keys a query sees,
+    itself included; one entry a layer, None where a layer sees all."""
+
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    block_size: int
+    sliding_windows: tuple[int | None, ...]
+
+
+class AttentionBackend(Protocol):
+    """One attention implementation. Metadata is its own affair: `prepare` makes it, `attend` gets it back."""
+
+    def prepare(self, batch: PackedBatch) -> Any:
+        """Metadata of a step, made once for all layers."""
+        ...
+
+    def attend(self, q_NHD: Tensor, k_NKD: Tensor, v_NKD: Tensor, kv_cache: Tensor, layer: int, metadata: Any) -> Tensor:
+        """Write this step's K/V (already rotated) to its slots, attend causally over each request's whole context.
+
+        Args:
+            q_NHD, k_NKD, v_NKD: this step's projections, rotary applied to q and k.
+            kv_cache: [num_blocks, block_size, 2, num_kv_heads, head_dim] of this layer; index 0 of dim 2 is K.
+            layer: index of the layer, for its sliding window.
+            metadata: what `prepare` made of this step's batch.
+
+        Returns:
+            [N, num_heads * head_dim].
+        """
+        ...

@@ -1,0 +1,199 @@
+"""Paged attention with plain torch: the backend for CPUs, and the one that all others must agree with.
+
+A step's requests have different query lengths and contexts. They are put into few groups of similar shape, each padded
+to its own maximum, and a layer runs one scaled dot-product attention a group: never one a request. All that depends
+on the batch alone (groups, gather indices, masks) is made once a step.
+
+Shape suffixes: B requests of a group, Q padded query length, S padded keys, K key/value heads, G query heads a K/V
+head, D head size.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from minivllm.attention.base import AttentionShape, PackedBatch
+
+# A group may carry this many padded (query, key) pairs before a group of its own is cheaper: about 50 us of attention
+# and gathering against the fixed cost of six more ops, measured on two cores.
+_MAX_PADDED_KEYS = 1024
+_MAX_PADDED_PAIRS = 64 * 1024
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Group:
+    """Requests that share one attention call."""
+
+    num_requests: int
+    query_len: int
+    num_keys: int
+    # [B * Q] packed token of each padded query, or None where the group is the whole batch without padding.
+    query_indices: Tensor | None
+    # [B * blocks] block of each padded key, or None where the step's own keys are all there is.
+    block_ids: Tensor | None
+    # [B, 1, Q * G, S] additive, by sliding window. Empty where the causal flag says it all.
+    masks: dict[int | None, Tensor]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TorchMetadata:
+    """What `TorchAttention` made of one batch."""
+
+    slot_mapping: Tensor
+    groups: tuple[_Group, ...]
+    # [N] row of each packed token in the groups' stacked outputs, or None where they are in order already.
+    output_indices: Tensor | None
+
+
+class TorchAttention:
+    """The torch backend.
+
+    Args:
+        shape: the model's attention shape.
+    """
+
+    def __init__(self, shape: AttentionShape) -> None:
+        self.shape = shape
+        self.group_size = shape.num_heads // shape.num_kv_heads
+        self._windows = tuple(dict.fromkeys(shape.sliding_windows))
+
+    def prepare(self, batch: PackedBatch) -> TorchMetadata:
+        query_lens = np.diff(batch.cu_seqlens_q)
+        members = _grouped(query_lens, batch.context_lens)
+        groups = tuple(self._make_group(batch, query_lens, rows) for rows in members)
+        output_indices = None
+        if any(group.query_indices is not None for group in groups):
+            output_indices = _output_indices(batch, query_lens, members)
+        return TorchMetadata(slot_mapping=batch.slot_mapping, groups=groups, output_indices=output_indices)
+
+    def _make_group(self, batch: PackedBatch, query_lens: np.ndarray, rows: np.ndarray) -> _Group:
+        device = batch.token_ids.device
+        lens, contexts = query_lens[rows], batch.context_lens[rows]
+        query_len = int(lens.max())
+        whole = len(rows) == len(query_lens) and int(lens.min()) == query_len and bool((np.diff(rows) == 1).all())
+        query_indices = None
+        if not whole:
+            offsets = np.minimum(np.arange(query_len), lens[:, None] - 1)
+            query_indices = torch.from_numpy((batch.cu_seqlens_q[rows][:, None] + offsets).ravel().astype(np.int64))
+            query_indices = query_indices.to(device)
+        if len(rows) == 1 and query_len > 1 and int(contexts[0]) == query_len and self._windows == (None,):
+            # A whole prompt: its keys are in this step's tensors, and the causal flag masks them.
+            return _Group(
+                num_requests=1, query_len=query_len, num_keys=query_len, query_indices=query_indices,
+                block_ids=None, masks={},
+            )  # fmt: skip
+        num_blocks = -(-int(contexts.max()) // self.shape.block_size)
+        # Padding reads block 0, and the mask hides it.
+        blocks = np.maximum(batch.block_table[rows, :num_blocks], 0).ravel()
+        num_keys = num_blocks * self.shape.block_size
+        # Position of each padded query, and which keys it sees.
+        positions = (contexts - lens)[:, None] + np.minimum(np.arange(query_len), lens[:, None] - 1)
+        return _Group(
+            num_requests=len(rows),
+            query_len=query_len,
+            num_keys=num_keys,
+            query_indices=query_indices,
+            block_ids=torch.from_numpy(blocks).to(device),
+            masks={window: self._mask(positions, num_keys, window, device) for window in self._windows},
+        )
+
+    def _mask(self, positions_BQ: np.ndarray, num_keys: int, window: int | None, device: torch.device) -> Tensor:
+        keys_S = np.arange(num_keys)
+        hidden = keys_S > positions_BQ[..., None]
+        if window is not None:
+            hidden |= keys_S <= positions_BQ[..., None] - window
+        # Query rows are (position, head of the group), as `attend` lays them out.
+        hidden = np.repeat(hidden, self.group_size, axis=1)
+        mask = torch.zeros(hidden.shape, device=device).masked_fill_(torch.from_numpy(hidden).to(device), float("-inf"))
+        return mask[:, None]
+
+    def attend(
+        self, q_NHD: Tensor, k_NKD: Tensor, v_NKD: Tensor, kv_cache: Tensor, layer: int, metadata: TorchMetadata
+    ) -> Tensor:
+        shape = self.shape
+        num_tokens = q_NHD.shape[0]
+        slots = kv_cache.view(-1, 2, shape.num_kv_heads, shape.head_dim)
+        slots[:, 0].index_copy_(0, metadata.slot_mapping, k_NKD)
+        slots[:, 1].index_copy_(0, metadata.slot_mapping, v_NKD)
+        blocks = kv_cache.view(kv_cache.shape[0], -1)
+        window = shape.sliding_windows[layer]
+        outputs = []
+        for group in metadata.groups:
+            q = q_NHD if group.query_indices is None else q_NHD.index_select(0, group.query_indices)
+            if group.block_ids is None:
+                k, v = k_NKD, v_NKD
+                if group.query_indices is not None:
+                    k, v = k.index_select(0, group.query_indices), v.index_select(0, group.query_indices)
+                outputs.append(self._attend_causal(q, k, v))
+                continue
+            kv = blocks.index_select(0, group.block_ids)
+            kv_BS2KD = kv.view(group.num_requests, group.num_keys, 2, shape.num_kv_heads, shape.head_dim)
+            outputs.append(self._attend_masked(q, kv_BS2KD, group, group.masks[window]))
+        output = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+        if metadata.output_indices is not None:
+            output = output.index_select(0, metadata.output_indices)
+        return output.view(num_tokens, -1)
+
+    def _attend_causal(self, q_QHD: Tensor, k_QKD: Tensor, v_QKD: Tensor) -> Tensor:
+        q, k, v = (t.transpose(0, 1)[None] for t in (q_QHD, k_QKD, v_QKD))
+        if self.group_size > 1:
+            k, v = k.repeat_interleave(self.group_size, dim=1), v.repeat_interleave(self.group_size, dim=1)
+        output = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        return output[0].transpose(0, 1).reshape(q_QHD.shape[0], -1)
+
+    def _attend_masked(self, q_THD: Tensor, kv_BS2KD: Tensor, group: _Group, mask: Tensor) -> Tensor:
+        """The heads of a K/V head's group are further query rows, so that its keys are read once for all of them."""
+        K, G, D = self.shape.num_kv_heads, self.group_size, self.shape.head_dim
+        B, Q = group.num_requests, group.query_len
+        q = q_THD.view(B, Q, K, G, D).transpose(1, 2).reshape(B, K, Q * G, D)
+        k, v = kv_BS2KD[:, :, 0].transpose(1, 2), kv_BS2KD[:, :, 1].transpose(1, 2)
+        mask = mask if mask.dtype == q.dtype else mask.to(q.dtype)
+        output = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        return output.view(B, K, Q, G, D).transpose(1, 2).reshape(B * Q, K * G * D)
+
+
+def _grouped(query_lens: np.ndarray, context_lens: np.ndarray) -> list[np.ndarray]:
+    """Split the requests into groups of similar shape, each in ascending order of place in the batch.
+
+    Greedy over requests sorted by (query length, context): a group closes when the next request would bring more
+    padding than a group of its own costs.
+    """
+    order = np.lexsort((context_lens, query_lens))
+    if len(order) == 1:
+        return [order]
+    lens, contexts = query_lens.tolist(), context_lens.tolist()
+    groups: list[list[int]] = []
+    used_keys = used_pairs = max_keys = 0
+    for row in order.tolist():
+        query_len, num_keys = lens[row], contexts[row]
+        if groups:
+            size = len(groups[-1]) + 1
+            widest = max(max_keys, num_keys)
+            padded_keys = size * widest - (used_keys + num_keys)
+            padded_pairs = size * query_len * widest - (used_pairs + query_len * num_keys)
+            if (query_len == 1) == (lens[groups[-1][0]] == 1) and (
+                padded_keys <= _MAX_PADDED_KEYS and padded_pairs <= _MAX_PADDED_PAIRS
+            ):
+                groups[-1].append(row)
+                used_keys, used_pairs, max_keys = used_keys + num_keys, used_pairs + query_len * num_keys, widest
+                continue
+        groups.append([row])
+        used_keys, used_pairs, max_keys = num_keys, query_len * num_keys, num_keys
+    return [np.array(sorted(group)) for group in groups]
+
+
+def _output_indices(batch: PackedBatch, query_lens: np.ndarray, members: list[np.ndarray]) -> Tensor:
+    indices = np.empty(int(batch.cu_seqlens_q[-1]), dtype=np.int64)
+    base = 0
+    for rows in members:
+        query_len = int(query_lens[rows].max())
+        for i, row in enumerate(rows.tolist()):
+            start, end = batch.cu_seqlens_q[row], batch.cu_seqlens_q[row + 1]
+            indices[start:end] = base + i * query_len + np.arange(end - start)
+        base += len(rows) * query_len
+    return torch.from_numpy(indices).to(batch.token_ids.device)

@@ -1,0 +1,10 @@
+"""Least frequently used: the block with the fewest hits goes, the least recently used among equals."""
+
+from __future__ import annotations
+
+from minivllm.blocks.base import BlockHistory, PriorityEviction
+
+
+class LFU(PriorityEviction):
+    def priority(self, block: BlockHistory) -> tuple[float, ...]:
+        return (block.num_hits, block.last_used_at)

@@ -1,0 +1,203 @@
+"""What an engine is made of: frozen values that validate themselves.
+
+Every message names the config key (`group.key`) and the value. A part that can be plugged in is a `Component`: an
+import path and keyword arguments, made into an object where it is used.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+DTYPES = ("float32", "bfloat16", "float16")
+WEIGHTS = ("checkpoint", "random")
+
+
+def require(condition: bool, key: str, value: object, allowed: str) -> None:
+    """Raise the one-line ValueError of a user's mistake: key, value, and what would do."""
+    if not condition:
+        raise ValueError(f"{key}={value!r}: must be {allowed}")
+
+
+def _count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Component:
+    """A pluggable part: `target` is `package.module.Class`, `kwargs` what it is made with."""
+
+    target: str
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+
+    def make(self, key: str, expected: type | None = None, **more: Any) -> Any:
+        """Import and construct.
+
+        Args:
+            key: config key for messages, such as `scheduler`.
+            expected: a class that the object must be an instance of.
+            more: arguments that the house gives, beside the user's.
+
+        Raises:
+            ValueError: no such module or class, arguments that it does not take, or another kind of object.
+        """
+        module_name, _, class_name = self.target.rpartition(".")
+        if not module_name:
+            raise ValueError(f"{key}._target_={self.target!r}: must be an import path such as package.module.Class")
+        try:
+            made_by = getattr(importlib.import_module(module_name), class_name)
+        except (ImportError, AttributeError) as error:
+            raise ValueError(f"{key}._target_={self.target!r}: cannot be imported: {error}") from error
+        try:
+            made = made_by(**self.kwargs, **more)
+        except TypeError as error:
+            raise ValueError(f"{key}: {self.target} does not take {dict(self.kwargs)}: {error}") from error
+        if expected is not None and not isinstance(made, expected):
+            raise ValueError(f"{key}._target_={self.target!r}: is no {expected.__name__}")
+        return made
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelConfig:
+    """Which weights.
+
+    Args:
+        path: a Hugging Face folder, or a hub id.
+        weights: `checkpoint` reads them; `random` makes them up from the shape (for speed only).
+        shape: with random weights, a Hugging Face config as a mapping, instead of a folder that has one.
+        tokenizer: folder or hub id of the tokenizer; `path` where None.
+        max_model_len: longest sequence, prompt and output; the model's own limit where None.
+        seed: of random weights.
+    """
+
+    path: str | None = None
+    weights: str = "checkpoint"
+    shape: Mapping[str, Any] | None = None
+    tokenizer: str | None = None
+    max_model_len: int | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        require(self.weights in WEIGHTS, "model.weights", self.weights, f"one of {', '.join(WEIGHTS)}")
+        require(self.max_model_len is None or _count(self.max_model_len), "model.max_model_len", self.max_model_len, "null or 1 or more")
+        if self.weights == "checkpoint":
+            require(bool(self.path), "model.path", self.path, "a Hugging Face folder or hub id")
+        else:
+            require(bool(self.path) or bool(self.shape), "model.shape", self.shape, "given where model.path is null")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SchedulerConfig:
+    """The budgets of a step, and the policy that spends them.
+
+    Args:
+        policy: a `SchedulingPolicy`.
+        max_num_seqs: requests in one step.
+        max_num_batched_tokens: tokens in one step, prefill and decode together.
+        chunked_prefill: let a prompt's prefill spread over several steps; without it a prompt longer than
+            max_num_batched_tokens runs in one step, alone.
+        watermark_fraction: of the KV blocks, kept free when a request is admitted beside others, so that
+            running requests can grow before anyone is preempted.
+    """
+
+    policy: Component = Component(target="minivllm.scheduler.fcfs.FCFS")
+    max_num_seqs: int = 64
+    max_num_batched_tokens: int = 512
+    chunked_prefill: bool = True
+    watermark_fraction: float = 0.01
+
+    def __post_init__(self) -> None:
+        require(_count(self.max_num_seqs), "scheduler.max_num_seqs", self.max_num_seqs, "1 or more")
+        tokens = self.max_num_batched_tokens
+        require(_count(tokens), "scheduler.max_num_batched_tokens", tokens, "1 or more")
+        require(isinstance(self.chunked_prefill, bool), "scheduler.chunked_prefill", self.chunked_prefill, "true or false")
+        fraction = self.watermark_fraction
+        require(
+            isinstance(fraction, (int, float)) and 0 <= fraction < 1, "scheduler.watermark_fraction", fraction, "in [0, 1)"
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CacheConfig:
+    """The paged KV cache.
+
+    Args:
+        block_size: tokens a block, a power of two.
+        num_blocks: blocks in the pool; from `memory_bytes` where None.
+        memory_bytes: size of the pool where `num_blocks` is None.
+        prefix_caching: keep full blocks by content and share them between requests.
+        eviction: which cached block goes when the pool is short, an `EvictionPolicy`.
+        reuse_kv: False forgets all K/V after each token and computes the whole sequence again: generation
+            without a KV cache, the baseline that shows what one is worth.
+    """
+
+    block_size: int = 16
+    num_blocks: int | None = None
+    memory_bytes: int = 256 * 1024 * 1024
+    prefix_caching: bool = True
+    eviction: Component = Component(target="minivllm.blocks.lru.LRU")
+    reuse_kv: bool = True
+
+    def __post_init__(self) -> None:
+        size = self.block_size
+        require(_count(size) and size & (size - 1) == 0, "cache.block_size", size, "a power of two, 1 or more")
+        require(self.num_blocks is None or _count(self.num_blocks), "cache.num_blocks", self.num_blocks, "null or 1 or more")
+        require(_count(self.memory_bytes), "cache.memory_bytes", self.memory_bytes, "1 or more")
+        require(isinstance(self.prefix_caching, bool), "cache.prefix_caching", self.prefix_caching, "true or false")
+        require(isinstance(self.reuse_kv, bool), "cache.reuse_kv", self.reuse_kv, "true or false")
+        if not self.reuse_kv:
+            require(not self.prefix_caching, "cache.prefix_caching", self.prefix_caching, "false where cache.reuse_kv=false")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ExecutionConfig:
+    """Where and how steps run.
+
+    Args:
+        device: `cpu` or `cuda`.
+        dtype: of weights, activations and K/V; `auto` is float32 on a CPU and the checkpoint's own on a GPU.
+        attention: the attention backend, an `AttentionBackend`.
+        num_threads: of torch on a CPU; torch's own choice where None.
+        seed: of requests that bring none.
+    """
+
+    device: str = "cpu"
+    dtype: str = "auto"
+    attention: Component = Component(target="minivllm.attention.torch_backend.TorchAttention")
+    num_threads: int | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        require(self.device in ("cpu", "cuda"), "execution.device", self.device, "cpu or cuda")
+        require(self.dtype in ("auto", *DTYPES), "execution.dtype", self.dtype, f"auto, {', '.join(DTYPES)}")
+        require(self.num_threads is None or _count(self.num_threads), "execution.num_threads", self.num_threads, "null or 1 or more")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EngineConfig:
+    """One engine, whole."""
+
+    model: ModelConfig
+    scheduler: SchedulerConfig = SchedulerConfig()
+    cache: CacheConfig = CacheConfig()
+    execution: ExecutionConfig = ExecutionConfig()
+
+    @classmethod
+    def from_flat(cls, **options: Any) -> EngineConfig:
+        """Build from keyword arguments named like the fields of the parts; no name stands in two parts but `seed`,
+        which is the execution's.
+
+        Raises:
+            ValueError: a name that no part has, with the names that exist.
+        """
+        parts = {"model": ModelConfig, "scheduler": SchedulerConfig, "cache": CacheConfig, "execution": ExecutionConfig}
+        owner = {f.name: part for part, kind in parts.items() for f in dataclasses.fields(kind)}
+        sorted_out: dict[str, dict[str, Any]] = {part: {} for part in parts}
+        for name, value in options.items():
+            if name not in owner:
+                raise ValueError(f"LLM({name}={value!r}): no such option; there are {', '.join(sorted(owner))}")
+            sorted_out[owner[name]][name] = value
+        return cls(**{part: kind(**sorted_out[part]) for part, kind in parts.items()})

@@ -1,0 +1,294 @@
+"""The Python API: names and meaning follow vLLM's offline API."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from minivllm.config import EngineConfig
+from minivllm.detokenizer import TextStream
+from minivllm.engine import Engine
+from minivllm.request import FinishReason, Request
+from minivllm.sampling_params import SamplingParams
+
+logger = logging.getLogger(__name__)
+Prompt = str | Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CompletionOutput:
+    """One continuation of a prompt.
+
+    Args:
+        index: which of the `n`.
+        text: decoded output, special tokens left out, cut before the stop string.
+        token_ids: all sampled tokens, the end token included.
+        logprobs: where asked for, {token: logprob} a token.
+        finish_reason: `stop`, `length`, `abort`, or `error` (then `error` says why).
+        stop_reason: the stop string that ended the text.
+    """
+
+    index: int
+    text: str
+    token_ids: tuple[int, ...]
+    logprobs: tuple[dict[int, float], ...] | None
+    finish_reason: str | None
+    stop_reason: str | None = None
+    error: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RequestOutput:
+    """A prompt and its continuations."""
+
+    request_id: int
+    prompt: str | None
+    prompt_token_ids: tuple[int, ...]
+    outputs: tuple[CompletionOutput, ...]
+    num_cached_tokens: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StreamDelta:
+    """What is new of one continuation. Text may lag behind the tokens while a character or a possible stop string is
+    incomplete; the last delta, which has a finish reason, carries the rest."""
+
+    prompt_index: int
+    index: int
+    token_ids: tuple[int, ...]
+    text: str
+    finish_reason: str | None
+    error: str | None = None
+
+
+class LLM:
+    """A model behind an engine.
+
+    Args:
+        model: a Hugging Face folder or hub id.
+        options: fields of the configs in `minivllm.config`, by name: `block_size`, `max_num_seqs`, `dtype`, ...
+
+    Raises:
+        ValueError: an option that does not exist or does not fit, a model that cannot be loaded.
+    """
+
+    def __init__(self, model: str | None = None, **options: Any) -> None:
+        options = {"path": model, **options} if model is not None else options
+        self._build(EngineConfig.from_flat(**options))
+
+    @classmethod
+    def from_config(cls, config: EngineConfig) -> LLM:
+        self = cls.__new__(cls)
+        self._build(config)
+        return self
+
+    def _build(self, config: EngineConfig) -> None:
+        from minivllm.runner.model_runner import ModelRunner
+
+        self.config = config
+        self.engine = Engine(config, ModelRunner(config))
+        self._tokenizer: Any = None
+
+    @property
+    def tokenizer(self) -> Any:
+        """The tokenizer of transformers, loaded when it is first needed.
+
+        Raises:
+            ValueError: there is none beside the model.
+        """
+        if self._tokenizer is None:
+            self._tokenizer = load_tokenizer(self.config.model.tokenizer or self.config.model.path)
+        return self._tokenizer
+
+    def generate(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+    ) -> list[RequestOutput]:
+        """Complete prompts; one `RequestOutput` each, in their order.
+
+        Args:
+            prompts: strings, or mappings with `prompt_token_ids`.
+            sampling_params: for all, or one a prompt.
+
+        Raises:
+            ValueError: a prompt that is empty or can never fit. Nothing has run then.
+        """
+        batch = _Batch(self, prompts, sampling_params)
+        while batch.num_open:
+            batch.step()
+        return [batch.output(i) for i in range(len(batch.prompts))]
+
+    def stream(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+    ) -> Iterator[StreamDelta]:
+        """As `generate`, token by token. Closing the iterator early aborts what is unfinished."""
+        batch = _Batch(self, prompts, sampling_params)
+        return batch.deltas()
+
+    def chat(
+        self, messages: Sequence[Mapping[str, str]], sampling_params: SamplingParams | None = None
+    ) -> RequestOutput:
+        """Complete a conversation through the tokenizer's chat template.
+
+        Raises:
+            ValueError: the tokenizer has no chat template.
+        """
+        if not getattr(self.tokenizer, "chat_template", None):
+            raise ValueError(
+                f"model.tokenizer={self.config.model.tokenizer or self.config.model.path!r}: has no chat template; "
+                "use generate() with a prompt of your own, or a tokenizer that has one"
+            )
+        ids = self.tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, tokenize=True)
+        ids = ids["input_ids"] if isinstance(ids, Mapping) else ids
+        return self.generate({"prompt_token_ids": list(ids)}, sampling_params)[0]
+
+
+def load_tokenizer(path: str | None) -> Any:
+    """The tokenizer of a folder or hub id, through transformers.
+
+    Raises:
+        ValueError: there is none, or it cannot be read.
+    """
+    if path is None:
+        raise ValueError("model.tokenizer=None: random weights have no tokenizer; name one, or give prompt_token_ids")
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(path)
+    except (OSError, ValueError, KeyError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(f"model.tokenizer={path!r}: no tokenizer can be read there: {reason}") from error
+
+
+class _Batch:
+    """One call of `generate` or `stream`: which request belongs to which prompt, and the text of each."""
+
+    def __init__(self, llm: LLM, prompts: Any, sampling_params: Any) -> None:
+        self.llm = llm
+        self.prompts: list[Prompt] = [prompts] if isinstance(prompts, (str, Mapping)) else list(prompts)
+        if sampling_params is None:
+            sampling_params = SamplingParams()
+        if isinstance(sampling_params, SamplingParams):
+            sampling_params = [sampling_params] * len(self.prompts)
+        if len(sampling_params) != len(self.prompts):
+            raise ValueError(f"sampling_params: {len(sampling_params)} of them for {len(self.prompts)} prompts")
+        self.params: list[SamplingParams] = list(sampling_params)
+        self.prompt_token_ids = [self._encode(i, prompt) for i, prompt in enumerate(self.prompts)]
+        # Text is decoded while tokens come only where something looks at it; a tokenizer only where there is text.
+        self.has_text = any(isinstance(prompt, str) for prompt in self.prompts) or any(p.stop for p in self.params)
+        self.place: dict[int, tuple[int, int]] = {}
+        self.ids: list[tuple[int, ...]] = []
+        self.streams: dict[int, TextStream] = {}
+        self.finished: dict[int, Request] = {}
+        try:
+            for token_ids, params in zip(self.prompt_token_ids, self.params, strict=True):
+                self._add(token_ids, params)
+        except ValueError:
+            self.abort()
+            raise
+
+    def _encode(self, index: int, prompt: Prompt) -> list[int]:
+        if isinstance(prompt, str):
+            return list(self.llm.tokenizer.encode(prompt))
+        if not isinstance(prompt, Mapping) or "prompt_token_ids" not in prompt:
+            raise ValueError(f"prompts[{index}]={prompt!r}: must be a string or {{'prompt_token_ids': [...]}}")
+        return list(prompt["prompt_token_ids"])
+
+    def _add(self, token_ids: list[int], params: SamplingParams) -> None:
+        ids = self.llm.engine.add_request(token_ids, params)
+        for index, request_id in enumerate(ids):
+            self.place[request_id] = (len(self.ids), index)
+            if self.has_text:
+                self.streams[request_id] = TextStream(self.llm.tokenizer, params.stop)
+        self.ids.append(ids)
+
+    @property
+    def num_open(self) -> int:
+        return len(self.place) - len(self.finished)
+
+    def step(self) -> tuple[tuple[int, tuple[int, ...]], ...]:
+        """One engine step; who got which tokens."""
+        engine = self.llm.engine
+        report = engine.step()
+        for request_id, token_ids in report.emitted:
+            stream = self.streams.get(request_id)
+            if stream is not None and self.params[self.place[request_id][0]].stop and stream.push(token_ids):
+                engine.stop(request_id)
+        for request in engine.take_finished():
+            self.finished[request.request_id] = request
+            if request.error is not None:
+                logger.error("%s", request.error)
+        return report.emitted
+
+    def deltas(self) -> Iterator[StreamDelta]:
+        try:
+            while self.num_open:
+                before = set(self.finished)
+                emitted = dict(self.step())
+                ended = {i: r for i, r in self.finished.items() if i not in before}
+                for request_id in {**emitted, **ended}:
+                    yield self._delta(request_id, emitted.get(request_id, ()), ended.get(request_id))
+        finally:
+            self.abort()
+
+    def _delta(self, request_id: int, token_ids: tuple[int, ...], ended: Request | None) -> StreamDelta:
+        prompt_index, index = self.place[request_id]
+        stream, text = self.streams.get(request_id), ""
+        if stream is not None:
+            if not self.params[prompt_index].stop:
+                stream.push(token_ids)
+            if ended is not None:
+                stream.finish()
+            text = stream.unsent(final=ended is not None)
+        reason = ended.finish_reason if ended is not None else None
+        return StreamDelta(
+            prompt_index=prompt_index,
+            index=index,
+            token_ids=token_ids,
+            text=text,
+            finish_reason=None if reason is None else reason.value,
+            error=None if ended is None else ended.error,
+        )
+
+    def abort(self) -> None:
+        for request_id in self.place:
+            if request_id not in self.finished:
+                self.llm.engine.abort(request_id)
+        self.llm.engine.take_finished()
+
+    def output(self, prompt_index: int) -> RequestOutput:
+        prompt = self.prompts[prompt_index]
+        ids = self.ids[prompt_index]
+        return RequestOutput(
+            request_id=ids[0],
+            prompt=prompt if isinstance(prompt, str) else None,
+            prompt_token_ids=tuple(self.prompt_token_ids[prompt_index]),
+            outputs=tuple(self._completion(request_id) for request_id in ids),
+            num_cached_tokens=self.finished[ids[0]].num_cached_tokens,
+        )
+
+    def _completion(self, request_id: int) -> CompletionOutput:
+        request = self.finished[request_id]
+        prompt_index, index = self.place[request_id]
+        stream = self.streams.get(request_id)
+        text = ""
+        if stream is not None:
+            if not self.params[prompt_index].stop:
+                stream.push(request.output_token_ids)
+            stream.finish()
+            text = stream.text
+        assert isinstance(request.finish_reason, FinishReason)
+        return CompletionOutput(
+            index=index,
+            text=text,
+            token_ids=tuple(request.output_token_ids),
+            logprobs=tuple(request.logprobs) if request.sampling_params.logprobs is not None else None,
+            finish_reason=request.finish_reason.value,
+            stop_reason=stream.stopped_by if stream is not None else None,
+            error=request.error,
+        )

@@ -1,0 +1,117 @@
+"""What crosses between the wings: a plan goes to the runner, a result comes back, a report goes to whoever watches.
+
+The runner keeps one row a request (its tokens and its block table), so a plan says only what changed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from minivllm.sampling_params import SamplingParams
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NewRow:
+    """A request that starts, or starts again after preemption: the runner makes a row for it."""
+
+    request_id: int
+    # Everything known so far: prompt, then output before a preemption.
+    token_ids: tuple[int, ...]
+    num_prompt_tokens: int
+    sampling_params: SamplingParams
+    sampling_seed: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TableUpdate:
+    """Entries `[first, first + len(block_ids))` of a request's block table are now these."""
+
+    request_id: int
+    first: int
+    block_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BlockCopy:
+    """Copy-on-write: all K/V of block `source` goes to block `target`, before any K/V of the step is written."""
+
+    source: int
+    target: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Chunk:
+    """Tokens `[start, start + num_tokens)` of one request run in this step."""
+
+    request_id: int
+    start: int
+    num_tokens: int
+    # True when the chunk reaches the newest token, so that its last logits are sampled from.
+    samples: bool
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StepPlan:
+    """One step of the engine. The runner applies `released`, `new_rows`, `table_updates` and `copies`, in this order,
+    then runs the chunks."""
+
+    step: int
+    released: tuple[int, ...]
+    new_rows: tuple[NewRow, ...]
+    table_updates: tuple[TableUpdate, ...]
+    copies: tuple[BlockCopy, ...]
+    chunks: tuple[Chunk, ...]
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(chunk.num_tokens for chunk in self.chunks)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SampledTokens:
+    """What came of one sampling chunk: one token, or several with speculation."""
+
+    request_id: int
+    token_ids: tuple[int, ...]
+    # One {token: logprob} a token where the request asks for logprobs, else empty.
+    logprobs: tuple[dict[int, float], ...] = ()
+    # Set, with no tokens, when the logits were not finite.
+    error: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StepResult:
+    """The samples of a step, in the order of the plan's sampling chunks."""
+
+    samples: tuple[SampledTokens, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StepReport:
+    """What one step did: a row of the `steps` table, and who got tokens or ended.
+
+    Times are seconds on the engine's clock. Block counts are of the moment after the step.
+    """
+
+    step: int
+    start_s: float
+    duration_s: float
+    schedule_s: float
+    run_s: float
+    commit_s: float
+    num_prefill_tokens: int
+    num_decode_tokens: int
+    num_running: int
+    num_waiting: int
+    kv_blocks_used: int
+    kv_blocks_cached: int
+    # Slots of used blocks that hold no K/V.
+    kv_slots_unused: int
+    num_evictions: int
+    num_preemptions: int
+    num_recomputed_tokens: int
+    num_draft_tokens: int = 0
+    num_accepted_tokens: int = 0
+    # (request_id, new tokens) of every request that got some, and the ids of those that ended.
+    emitted: tuple[tuple[int, tuple[int, ...]], ...] = ()
+    finished: tuple[int, ...] = ()

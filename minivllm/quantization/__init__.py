@@ -1,0 +1,1 @@
+"""How weights are stored and multiplied: one scheme a file, behind the Protocols in `base`."""

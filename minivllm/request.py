@@ -1,0 +1,206 @@
+"""A request: its tokens, its progress and its timestamps. It owns no block and no tensor."""
+
+from __future__ import annotations
+
+import enum
+from typing import Protocol
+
+from minivllm.sampling_params import SamplingParams
+
+
+class RequestStatus(enum.Enum):
+    WAITING = "waiting"
+    RUNNING = "running"
+    FINISHED = "finished"
+
+
+class FinishReason(str, enum.Enum):
+    """Why a request ended: vLLM's words, plus `error` for one whose logits were not numbers."""
+
+    STOP = "stop"
+    LENGTH = "length"
+    ABORT = "abort"
+    ERROR = "error"
+
+
+class RequestView(Protocol):
+    """What a scheduling policy may read of a request. All times are seconds on the engine's clock."""
+
+    @property
+    def request_id(self) -> int: ...
+    @property
+    def parent_id(self) -> int | None: ...
+    @property
+    def arrival_s(self) -> float: ...
+    @property
+    def first_scheduled_s(self) -> float | None: ...
+    @property
+    def first_token_s(self) -> float | None: ...
+    @property
+    def last_token_s(self) -> float | None: ...
+    @property
+    def priority(self) -> int: ...
+    @property
+    def client_id(self) -> int: ...
+    @property
+    def num_prompt_tokens(self) -> int: ...
+    @property
+    def num_output_tokens(self) -> int: ...
+    @property
+    def num_tokens(self) -> int: ...
+    @property
+    def num_computed_tokens(self) -> int: ...
+    @property
+    def num_cached_tokens(self) -> int: ...
+    @property
+    def num_preemptions(self) -> int: ...
+    @property
+    def max_tokens(self) -> int: ...
+    @property
+    def predicted_output_tokens(self) -> int: ...
+    @property
+    def is_prefill(self) -> bool: ...
+
+
+class Request:
+    """One sequence on its way through the engine.
+
+    Args:
+        request_id: unique in its engine, counts up with arrival.
+        prompt_token_ids: at least one token.
+        sampling_params: how its tokens are chosen.
+        sampling_seed: with the position it decides every draw.
+        arrival_s: when it was due, on the engine's clock.
+        max_total_tokens: the context that the model (or the pool) leaves it, prompt included.
+        eos_token_ids: end tokens of the model; empty when the request ignores them.
+        priority: lower is served first, by the policies that look at it.
+        client_id: who sent it, for fairness.
+        predicted_output_tokens: a predictor's word; its `max_tokens` where nobody predicts.
+        parent_id: the request whose prompt it shares (`n` > 1), None for the first of them.
+
+    Invariants: `0 <= num_computed_tokens < num_tokens` while unfinished: the K/V of positions
+    `[0, num_computed_tokens)` lies in its blocks, and the newest token is never computed yet.
+    """
+
+    __slots__ = (
+        "arrival_s",
+        "client_id",
+        "eos_token_ids",
+        "error",
+        "finish_reason",
+        "finish_s",
+        "first_scheduled_s",
+        "first_token_s",
+        "logprobs",
+        "max_total_tokens",
+        "num_cached_tokens",
+        "num_computed_tokens",
+        "num_preemptions",
+        "num_prompt_tokens",
+        "num_recomputed_tokens",
+        "num_tokens",
+        "parent_id",
+        "predicted_output_tokens",
+        "priority",
+        "request_id",
+        "sampling_params",
+        "sampling_seed",
+        "status",
+        "token_ids",
+        "token_times_s",
+    )
+
+    def __init__(
+        self,
+        *,
+        request_id: int,
+        prompt_token_ids: list[int],
+        sampling_params: SamplingParams,
+        sampling_seed: int,
+        arrival_s: float,
+        max_total_tokens: int,
+        eos_token_ids: frozenset[int] = frozenset(),
+        priority: int = 0,
+        client_id: int = 0,
+        predicted_output_tokens: int | None = None,
+        parent_id: int | None = None,
+    ) -> None:
+        assert prompt_token_ids, "the engine refuses empty prompts"
+        self.request_id = request_id
+        self.parent_id = parent_id
+        self.sampling_params = sampling_params
+        self.sampling_seed = sampling_seed
+        self.arrival_s = arrival_s
+        self.eos_token_ids = eos_token_ids
+        self.priority = priority
+        self.client_id = client_id
+        self.max_total_tokens = max_total_tokens
+        self.predicted_output_tokens = (
+            sampling_params.max_tokens if predicted_output_tokens is None else predicted_output_tokens
+        )
+
+        # Prompt, then output. `num_tokens` is its length, kept because it is read many times a step.
+        self.token_ids = list(prompt_token_ids)
+        self.num_tokens = self.num_prompt_tokens = len(self.token_ids)
+        self.num_computed_tokens = 0
+        # Of the first admission only: later hits find the request's own work.
+        self.num_cached_tokens = 0
+        self.num_preemptions = 0
+        self.num_recomputed_tokens = 0
+
+        self.status = RequestStatus.WAITING
+        self.finish_reason: FinishReason | None = None
+        self.error: str | None = None
+        self.first_scheduled_s: float | None = None
+        self.first_token_s: float | None = None
+        self.finish_s: float | None = None
+        self.token_times_s: list[float] = []
+        # One dict a position, {token: logprob}, filled only where asked for.
+        self.logprobs: list[dict[int, float]] = []
+
+    @property
+    def num_output_tokens(self) -> int:
+        return self.num_tokens - self.num_prompt_tokens
+
+    @property
+    def output_token_ids(self) -> list[int]:
+        return self.token_ids[self.num_prompt_tokens :]
+
+    @property
+    def max_tokens(self) -> int:
+        return self.sampling_params.max_tokens
+
+    @property
+    def last_token_s(self) -> float | None:
+        return self.token_times_s[-1] if self.token_times_s else None
+
+    @property
+    def is_prefill(self) -> bool:
+        """More than the newest token is still to be computed."""
+        return self.num_tokens - self.num_computed_tokens > 1
+
+    @property
+    def finished(self) -> bool:
+        return self.status is RequestStatus.FINISHED
+
+    def append(self, token_id: int, now_s: float) -> None:
+        self.token_ids.append(token_id)
+        self.num_tokens += 1
+        self.token_times_s.append(now_s)
+        if self.first_token_s is None:
+            self.first_token_s = now_s
+
+    def stop_reason(self) -> FinishReason | None:
+        """Why the newest token ends the request, or None. The end token counts as output, as in vLLM."""
+        newest = self.token_ids[-1]
+        if newest in self.eos_token_ids or newest in self.sampling_params.stop_token_ids:
+            return FinishReason.STOP
+        if self.num_output_tokens >= self.max_tokens or self.num_tokens >= self.max_total_tokens:
+            return FinishReason.LENGTH
+        return None
+
+    def __repr__(self) -> str:
+        return (
+            f"Request({self.request_id}, {self.status.value}, prompt {self.num_prompt_tokens}, "
+            f"output {self.num_output_tokens}, computed {self.num_computed_tokens})"
+        )

@@ -1,0 +1,45 @@
+"""The seam between the wings: a runner turns a plan into tokens. The host wing cannot tell one from another, which is
+what makes a simulated one honest."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from minivllm.plan import StepPlan, StepResult
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MemoryReport:
+    """Bytes. None where the device does not tell."""
+
+    weights_bytes: int
+    kv_cache_bytes: int
+    peak_allocated_bytes: int | None = None
+    peak_reserved_bytes: int | None = None
+
+
+class Runner(Protocol):
+    """Owns all that lies on the device: weights, K/V tensors, a row a running request."""
+
+    @property
+    def num_blocks(self) -> int:
+        """Blocks of the K/V pool."""
+        ...
+
+    @property
+    def max_model_len(self) -> int:
+        """Longest sequence, prompt and output together."""
+        ...
+
+    @property
+    def vocab_size(self) -> int: ...
+
+    @property
+    def eos_token_ids(self) -> frozenset[int]: ...
+
+    def run(self, plan: StepPlan) -> StepResult:
+        """Run one step; returns when its tokens are known."""
+        ...
+
+    def memory(self) -> MemoryReport: ...

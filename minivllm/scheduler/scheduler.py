@@ -1,0 +1,377 @@
+"""The mechanism: turns a policy's order into a plan, and a result into tokens, stops and free blocks.
+
+There is no prefill phase and no decode phase. A request has `num_tokens` known and `num_computed_tokens` in the cache;
+a step computes some of the difference, and when it reaches the newest token, one more is sampled.
+
+Preemption is by recompute: a victim gives its blocks back and waits, its tokens kept. It cannot livelock: requests are
+served in the policy's order, victims come only from those not yet served in this step, and a request that would not
+fit the whole pool alone is never let in.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from minivllm.blocks.tables import BlockTables
+from minivllm.config import SchedulerConfig
+from minivllm.plan import BlockCopy, Chunk, NewRow, StepPlan, StepResult, TableUpdate
+from minivllm.request import FinishReason, Request, RequestStatus
+from minivllm.scheduler.base import Allotment, PolicyError, SchedulerState, SchedulingPolicy
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Commit:
+    """What a commit did: who got which tokens, who ended."""
+
+    emitted: tuple[tuple[int, tuple[int, ...]], ...]
+    finished: tuple[int, ...]
+
+
+class _Draft:
+    """A plan in the making: only `schedule` sees it."""
+
+    __slots__ = ("budget", "chunks", "closed", "copies", "kind", "new_rows", "scheduled", "updates")
+
+    def __init__(self, budget: int) -> None:
+        self.budget = budget
+        self.chunks: list[Chunk] = []
+        self.new_rows: list[NewRow] = []
+        self.updates: list[TableUpdate] = []
+        self.copies: list[BlockCopy] = []
+        self.scheduled: set[int] = set()
+        # No one is admitted any more: seats, blocks or budget refused somebody who came first.
+        self.closed = False
+        # Prefill or decode, where a policy does not mix them.
+        self.kind: bool | None = None
+
+
+class Scheduler:
+    """Owns the queues. One request is in `waiting` or `running`, or it is finished and handed over.
+
+    Args:
+        config: budgets.
+        policy: order and victims.
+        tables: block tables of running requests.
+        reuse_kv: False forgets all K/V after each token (the baseline without a KV cache).
+    """
+
+    def __init__(
+        self, config: SchedulerConfig, policy: SchedulingPolicy, tables: BlockTables, *, reuse_kv: bool = True
+    ) -> None:
+        self.config = config
+        self.policy = policy
+        self.tables = tables
+        self.reuse_kv = reuse_kv
+        self.running: list[Request] = []
+        self.waiting: dict[int, Request] = {}
+        self.num_preemptions = 0
+        self.num_recomputed_tokens = 0
+        self._requests: dict[int, Request] = {}
+        self._finished: list[Request] = []
+        # Rows that the runner may drop, told with the next plan.
+        self._released: list[int] = []
+        self._step = 0
+        self._watermark_blocks = math.ceil(config.watermark_fraction * tables.pool.num_blocks)
+        # Requests that were preempted and have not come back: how far each had got.
+        self._lost: dict[int, int] = {}
+
+    # Requests in and out
+
+    def add(self, request: Request) -> None:
+        self._requests[request.request_id] = request
+        self.waiting[request.request_id] = request
+
+    def finish(self, request_id: int, reason: FinishReason, now_s: float, error: str | None = None) -> None:
+        """End a request from outside the step: an abort, or a stop string. Unknown and ended ones are left alone."""
+        request = self._requests.get(request_id)
+        if request is not None:
+            self._finish(request, reason, now_s, error)
+
+    def take_finished(self) -> list[Request]:
+        """Hand over the requests that ended since the last call."""
+        finished, self._finished = self._finished, []
+        return finished
+
+    @property
+    def has_unfinished(self) -> bool:
+        return bool(self._requests)
+
+    def get(self, request_id: int) -> Request | None:
+        return self._requests.get(request_id)
+
+    # Schedule
+
+    def schedule(self, now_s: float) -> StepPlan:
+        """Decide the next step and take the blocks that it needs.
+
+        Raises:
+            PolicyError: the policy's plan breaks a rule. Queues and blocks stay consistent.
+        """
+        state = SchedulerState(
+            running=tuple(self.running),
+            waiting=self.waiting.values(),
+            max_num_seqs=self.config.max_num_seqs,
+            max_num_batched_tokens=self.config.max_num_batched_tokens,
+            num_available_blocks=self.tables.pool.num_available,
+            num_blocks=self.tables.pool.num_blocks,
+            block_size=self.tables.block_size,
+        )
+        draft = _Draft(self.config.max_num_batched_tokens)
+        for allotment in self._checked(self.policy.plan(state, now_s)):
+            request = self._requests[allotment.request.request_id]
+            if request.status is RequestStatus.RUNNING:
+                self._serve(request, allotment.num_tokens, draft, now_s)
+            elif not draft.closed:
+                self._admit(request, allotment.num_tokens, draft, now_s)
+        if not draft.chunks and self._requests:
+            self._break("progress", f"nothing is scheduled while {len(self._requests)} requests are unfinished")
+        released, self._released = tuple(self._released), []
+        self._step += 1
+        return StepPlan(
+            step=self._step,
+            released=released,
+            new_rows=tuple(draft.new_rows),
+            table_updates=tuple(draft.updates),
+            copies=tuple(draft.copies),
+            chunks=tuple(draft.chunks),
+        )
+
+    def _checked(self, plan: Sequence[Allotment]) -> Sequence[Allotment]:
+        """Every rule that a policy can break, before anything is executed."""
+        seen: set[int] = set()
+        spent = 0
+        for allotment in plan:
+            request_id = allotment.request.request_id
+            request = self._requests.get(request_id)
+            if request is not allotment.request:
+                self._break("known requests", f"request {request_id} is finished or was never added")
+            if request_id in seen:
+                self._break("once a step", f"request {request_id} is planned twice")
+            seen.add(request_id)
+            if allotment.num_tokens is not None:
+                left = request.num_tokens - request.num_computed_tokens
+                if not 1 <= allotment.num_tokens <= left:
+                    self._break("token counts", f"request {request_id} gets {allotment.num_tokens} of {left} tokens")
+                spent += allotment.num_tokens
+        if spent > self.config.max_num_batched_tokens:
+            self._break("token budget", f"{spent} tokens are planned, {self.config.max_num_batched_tokens} allowed")
+        return plan
+
+    def _break(self, rule: str, what: str) -> None:
+        raise PolicyError(f"scheduler={type(self.policy).__name__}: breaks the rule of {rule}: {what}")
+
+    def _chunk_size(self, remaining: int, wanted: int | None, draft: _Draft) -> int:
+        """Tokens to run now; 0 where the budget does not allow it."""
+        if not self.config.chunked_prefill and remaining > draft.budget:
+            # A prompt beyond the whole budget runs in one step, alone.
+            alone = not draft.chunks and remaining > self.config.max_num_batched_tokens
+            return remaining if alone else 0
+        return min(remaining, draft.budget, remaining if wanted is None else wanted)
+
+    def _fits_kind(self, request: Request, draft: _Draft) -> bool:
+        return self.policy.mixed_steps or draft.kind is None or draft.kind == request.is_prefill
+
+    def _serve(self, request: Request, wanted: int | None, draft: _Draft, now_s: float) -> None:
+        """Give a running request its next tokens; preempt where there is no block for them."""
+        if not self._fits_kind(request, draft):
+            return
+        num_tokens = self._chunk_size(request.num_tokens - request.num_computed_tokens, wanted, draft)
+        if num_tokens == 0:
+            return
+        end = request.num_computed_tokens + num_tokens
+        needed = self.tables.blocks_to_grow(request.request_id, end)
+        while needed > self.tables.pool.num_available:
+            victim = self._victim(draft, now_s)
+            self._preempt(victim)
+            # Whoever was just put out would be let in again at once.
+            draft.closed = True
+            if victim is request:
+                return
+        if needed:
+            first = len(self.tables.table(request.request_id))
+            block_ids = self.tables.grow(request.request_id, end)
+            draft.updates.append(TableUpdate(request_id=request.request_id, first=first, block_ids=block_ids))
+        self._add_chunk(request, num_tokens, draft)
+
+    def _admit(self, request: Request, wanted: int | None, draft: _Draft, now_s: float) -> None:
+        """Let a waiting request in: a seat, and blocks for all of its known tokens, so that a chunked prefill that
+        has begun never waits for memory."""
+        if not self._fits_kind(request, draft):
+            return
+        parent = self._requests.get(request.parent_id) if request.parent_id is not None and self.reuse_kv else None
+        if parent is not None and parent.num_computed_tokens < request.num_prompt_tokens:
+            # Its prompt is being computed by the first of the siblings: wait and share.
+            return
+        if parent is not None and request.num_output_tokens == 0:
+            # All but the last prompt token, whose logits are needed again.
+            num_kept = request.num_prompt_tokens - 1
+            shared = list(self.tables.table(parent.request_id)[: self.tables.num_blocks_for(num_kept)])
+        else:
+            shared = self.tables.find_prefix(request)
+            num_kept = len(shared) * self.tables.block_size
+        num_tokens = self._chunk_size(request.num_tokens - num_kept, wanted, draft)
+        if num_tokens == 0:
+            draft.closed = True
+            return
+        while not self._has_room(request, shared, num_kept):
+            if not self.policy.preemptive or len(self.running) <= len(draft.scheduled):
+                draft.closed = True
+                return
+            victim = self._victim(draft, now_s)
+            if victim is parent or self.policy.key(victim, now_s) <= self.policy.key(request, now_s):
+                draft.closed = True
+                return
+            self._preempt(victim)
+            # The victim's blocks may have been counted as shared.
+            shared = self.tables.find_prefix(request) if parent is None else shared
+            num_kept = num_kept if parent is not None else len(shared) * self.tables.block_size
+            num_tokens = self._chunk_size(request.num_tokens - num_kept, wanted, draft)
+
+        request_id = request.request_id
+        self.tables.open(request_id, shared, request.num_tokens, num_kept)
+        draft.copies.extend(self.tables.unshare(request_id, num_kept, request.num_tokens))
+        for block_id in shared:
+            self.tables.pool.record_hit(block_id)
+        del self.waiting[request_id]
+        self.running.append(request)
+        request.status = RequestStatus.RUNNING
+        request.num_computed_tokens = num_kept
+        if request.first_scheduled_s is None:
+            request.first_scheduled_s = now_s
+            request.num_cached_tokens = num_kept
+        draft.new_rows.append(
+            NewRow(
+                request_id=request_id,
+                token_ids=tuple(request.token_ids),
+                num_prompt_tokens=request.num_prompt_tokens,
+                sampling_params=request.sampling_params,
+                sampling_seed=request.sampling_seed,
+            )
+        )
+        table = tuple(self.tables.table(request_id))
+        draft.updates.append(TableUpdate(request_id=request_id, first=0, block_ids=table))
+        self._add_chunk(request, num_tokens, draft)
+
+    def _has_room(self, request: Request, shared: Sequence[int], num_kept: int) -> bool:
+        if len(self.running) >= self.config.max_num_seqs:
+            return False
+        # Alone, a request may use the last block; beside others, the watermark lets those grow.
+        watermark = self._watermark_blocks if self.running else 0
+        needed = self.tables.blocks_to_open(shared, request.num_tokens, num_kept)
+        return needed + watermark <= self.tables.pool.num_available
+
+    def _add_chunk(self, request: Request, num_tokens: int, draft: _Draft) -> None:
+        start = request.num_computed_tokens
+        samples = start + num_tokens == request.num_tokens
+        if draft.kind is None:
+            draft.kind = request.is_prefill
+        draft.chunks.append(
+            Chunk(request_id=request.request_id, start=start, num_tokens=num_tokens, samples=samples)
+        )
+        draft.scheduled.add(request.request_id)
+        draft.budget -= num_tokens
+
+    def _victim(self, draft: _Draft, now_s: float) -> Request:
+        candidates = [r for r in self.running if r.request_id not in draft.scheduled]
+        chosen = self.policy.victim(candidates, now_s)
+        victim = self._requests.get(chosen.request_id)
+        if victim is None or victim not in candidates:
+            self._break("victims", f"request {chosen.request_id} is no candidate")
+        assert victim is not None
+        return victim
+
+    def _preempt(self, request: Request) -> None:
+        self._leave(request)
+        self._lost[request.request_id] = request.num_computed_tokens
+        request.num_computed_tokens = 0
+        request.num_preemptions += 1
+        self.num_preemptions += 1
+        request.status = RequestStatus.WAITING
+        self.waiting[request.request_id] = request
+
+    def _leave(self, request: Request) -> None:
+        self.running.remove(request)
+        self.tables.close(request.request_id)
+        self._released.append(request.request_id)
+
+    # Commit
+
+    def commit(self, plan: StepPlan, result: StepResult, now_s: float) -> Commit:
+        """Take a step's result: progress, tokens, ends. Requests that ended meanwhile are passed over."""
+        samples = iter(result.samples)
+        emitted: list[tuple[int, tuple[int, ...]]] = []
+        finished: list[int] = []
+        for chunk in plan.chunks:
+            sample = next(samples) if chunk.samples else None
+            request = self._requests.get(chunk.request_id)
+            if request is None:
+                continue
+            end = chunk.start + chunk.num_tokens
+            self._count_recomputed(request, chunk.start, end)
+            request.num_computed_tokens = end
+            self.tables.publish(request)
+            if sample is None:
+                continue
+            assert sample.request_id == chunk.request_id, "the runner answered in another order"
+            if sample.error is not None:
+                # Whatever it published may hold what is no number.
+                self.tables.pool.drop_cached()
+                self._finish(request, FinishReason.ERROR, now_s, sample.error)
+                finished.append(request.request_id)
+                continue
+            num_before = request.num_tokens
+            for token_id in sample.token_ids:
+                request.append(token_id, now_s)
+                reason = request.stop_reason()
+                if reason is not None:
+                    self._finish(request, reason, now_s, None)
+                    finished.append(request.request_id)
+                    break
+            request.logprobs.extend(sample.logprobs[: request.num_tokens - num_before])
+            emitted.append((request.request_id, tuple(request.token_ids[num_before:])))
+            if not self.reuse_kv and not request.finished:
+                self._lost[request.request_id] = request.num_computed_tokens
+                request.num_computed_tokens = 0
+        return Commit(emitted=tuple(emitted), finished=tuple(finished))
+
+    def _count_recomputed(self, request: Request, start: int, end: int) -> None:
+        reached = self._lost.get(request.request_id)
+        if reached is None:
+            return
+        again = max(0, min(end, reached) - start)
+        request.num_recomputed_tokens += again
+        self.num_recomputed_tokens += again
+        if end >= reached:
+            del self._lost[request.request_id]
+
+    def _finish(self, request: Request, reason: FinishReason, now_s: float, error: str | None) -> None:
+        if request.status is RequestStatus.RUNNING:
+            self._leave(request)
+        else:
+            del self.waiting[request.request_id]
+        del self._requests[request.request_id]
+        self._lost.pop(request.request_id, None)
+        self.tables.forget(request.request_id)
+        request.status = RequestStatus.FINISHED
+        request.finish_reason = reason
+        request.finish_s = now_s
+        request.error = error
+        self._finished.append(request)
+
+    def check(self) -> None:
+        """Assert every invariant of queues, tables and pool: for tests and for an idle engine."""
+        self.tables.check()
+        running = {r.request_id for r in self.running}
+        assert len(running) == len(self.running) <= self.config.max_num_seqs
+        assert not running & set(self.waiting)
+        assert running | set(self.waiting) == set(self._requests), "a request is lost"
+        for request in self._requests.values():
+            assert (request.request_id in running) == self.tables.holds(request.request_id)
+            assert 0 <= request.num_computed_tokens < request.num_tokens
+            if request.request_id in running:
+                held = len(self.tables.table(request.request_id)) * self.tables.block_size
+                assert request.num_computed_tokens <= held
+        if not self._requests:
+            assert self.tables.pool.num_used == 0, "blocks are in use, but no request is"

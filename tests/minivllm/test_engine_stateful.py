@@ -1,0 +1,146 @@
+"""The host wing under random operations: block pool, prefix index, tables, scheduler and engine against a runner that
+asserts every read."""
+
+from __future__ import annotations
+
+import os
+
+import hypothesis.strategies as st
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule, run_state_machine_as_test
+from symbolic import EOS, VOCAB_SIZE, continuation, make_engine
+
+from minivllm.request import FinishReason
+from minivllm.sampling.random import continuation_seed
+from minivllm.sampling_params import SamplingParams
+
+MIN_OPERATIONS = 100_000
+_operations = {"total": 0, "preemptions": 0, "evictions": 0, "copies": 0, "hits": 0, "finished": 0}
+
+
+class EngineMachine(RuleBasedStateMachine):
+    """Random requests, steps, aborts and cache resets over a random configuration, the tightest pools included."""
+
+    @initialize(data=st.data())
+    def build(self, data) -> None:
+        block_size = data.draw(st.sampled_from([1, 2, 4, 8]))
+        reuse_kv = data.draw(st.sampled_from([True, True, True, False]))
+        # From a pool that holds exactly one of the longest requests to one that holds several.
+        longest = -(-self._longest // block_size)
+        self.engine = make_engine(
+            num_blocks=longest + data.draw(st.integers(0, longest)),
+            block_size=block_size,
+            policy=data.draw(st.sampled_from(["fcfs.FCFS", "static.StaticBatching", "prefill_first.PrefillFirst"])),
+            eviction=data.draw(st.sampled_from(["lru.LRU", "fifo.FIFO", "lfu.LFU"])),
+            prefix_caching=reuse_kv and data.draw(st.booleans()),
+            reuse_kv=reuse_kv,
+            max_num_seqs=data.draw(st.integers(1, 5)),
+            max_num_batched_tokens=data.draw(st.integers(1, 24)),
+            chunked_prefill=data.draw(st.booleans()),
+            watermark_fraction=data.draw(st.sampled_from([0.0, 0.1])),
+            max_model_len=self._longest + 1,
+        )
+        self.open: dict[int, tuple[list[int], SamplingParams, int]] = {}
+
+    _longest = 24
+
+    @rule(
+        # Few distinct prompts, long enough to press, so that prefixes are shared and pools run out.
+        bits=st.sampled_from([0b0, 0b1, 0b10, 0b1101]),
+        length=st.integers(1, 14),
+        max_tokens=st.sampled_from([1, 2, 5, 8, 10]),
+        n=st.sampled_from([1, 1, 2, 3]),
+        burst=st.integers(1, 4),
+        ignore_eos=st.booleans(),
+        seed=st.integers(0, 1),
+    )
+    def add(self, bits, length, max_tokens, n, burst, ignore_eos, seed) -> None:
+        params = SamplingParams(max_tokens=max_tokens, n=n, ignore_eos=ignore_eos, seed=seed)
+        for shorter in range(min(burst, length)):
+            prompt = [bits >> (i % 4) & 1 for i in range(length - shorter)]
+            for index, request_id in enumerate(self.engine.add_request(prompt, params)):
+                self.open[request_id] = (prompt, params, continuation_seed(seed, index))
+                _operations["total"] += 1
+
+    @precondition(lambda self: self.engine.has_unfinished)
+    @rule(count=st.integers(1, 12))
+    def step(self, count) -> None:
+        for _ in range(count):
+            if not self.engine.has_unfinished:
+                break
+            report = self.engine.step()
+            _operations["total"] += 1
+            _operations["preemptions"] += report.num_preemptions
+            _operations["evictions"] += report.num_evictions
+            self.engine.check()
+            self._collect()
+
+    @precondition(lambda self: self.open)
+    @rule(data=st.data())
+    def abort(self, data) -> None:
+        request_id = data.draw(st.sampled_from(sorted(self.open)))
+        self.engine.abort(request_id)
+        _operations["total"] += 1
+        self._collect()
+
+    # Rarely: a cache that is always cold tests nothing.
+    @rule(dice=st.integers(1, 6))
+    def reset_prefix_cache(self, dice) -> None:
+        if dice == 6:
+            self.engine.reset_prefix_cache()
+            _operations["total"] += 1
+
+    def _collect(self) -> None:
+        for request in self.engine.take_finished():
+            prompt, params, seed = self.open.pop(request.request_id)
+            eos = frozenset() if params.ignore_eos else frozenset({EOS})
+            total = min(len(prompt) + params.max_tokens, self._longest + 1)
+            wanted = continuation(prompt, seed, total, eos)
+            got = request.output_token_ids
+            _operations["hits"] += request.num_cached_tokens
+            _operations["finished"] += 1
+            if request.finish_reason is FinishReason.ABORT:
+                assert got == wanted[: len(got)]
+            else:
+                assert got == wanted
+
+    @invariant()
+    def consistent(self) -> None:
+        if hasattr(self, "engine"):
+            self.engine.check()
+
+    def teardown(self) -> None:
+        """Every request that was not aborted ends, whatever the pressure, and nothing leaks."""
+        if not hasattr(self, "engine"):
+            return
+        for _ in range(5000):
+            if not self.engine.has_unfinished:
+                break
+            self.engine.step()
+            self.engine.check()
+            _operations["total"] += 1
+            self._collect()
+        assert not self.engine.has_unfinished and not self.open
+        _operations["copies"] += self.engine.runner.num_copies
+        self.engine.reset_prefix_cache()
+        self.engine.check()
+        pool = self.engine.scheduler.tables.pool
+        assert pool.num_available == pool.num_blocks
+
+
+def test_engine_survives_random_operations_under_any_pressure() -> None:
+    assert VOCAB_SIZE > EOS
+    run_state_machine_as_test(
+        EngineMachine,
+        settings=settings(
+            max_examples=int(os.environ.get('EX','900')),
+            stateful_step_count=40,
+            deadline=None,
+            derandomize=True,
+            phases=[Phase.generate],
+            suppress_health_check=list(HealthCheck),
+        ),
+    )
+    print(_operations)
+    assert _operations["total"] >= MIN_OPERATIONS, _operations
+    assert all(_operations.values()), f"a mechanism was never reached: {_operations}"

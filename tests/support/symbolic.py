@@ -1,0 +1,149 @@
+"""A runner whose K/V are symbols: each slot remembers which tokens, up to and including its own, it was computed from.
+
+It stands for the device wing in tests of the host wing, and it is stricter than any device: reading a slot that holds
+another history than the request's own is an assertion, not a wrong logit somewhere. Its next token is a function of
+the whole history, so a lost or doubled token changes everything after it.
+"""
+
+from __future__ import annotations
+
+from hashlib import blake2b
+
+from minivllm.config import CacheConfig, Component, EngineConfig, ModelConfig, SchedulerConfig
+from minivllm.engine import Engine
+from minivllm.plan import SampledTokens, StepPlan, StepResult
+from minivllm.runner.base import MemoryReport
+
+VOCAB_SIZE = 5
+EOS = 4
+
+
+def history_hash(parent: bytes, token_id: int) -> bytes:
+    return blake2b(parent + bytes([token_id]), digest_size=8).digest()
+
+
+def next_token(history: bytes, seed: int) -> int:
+    return blake2b(history + seed.to_bytes(8, "little"), digest_size=2).digest()[0] % VOCAB_SIZE
+
+
+def continuation(prompt: list[int], seed: int, max_total: int, eos: frozenset[int]) -> list[int]:
+    """What a request must produce, from the definition."""
+    history = b""
+    for token_id in prompt:
+        history = history_hash(history, token_id)
+    output: list[int] = []
+    while len(prompt) + len(output) < max_total:
+        output.append(next_token(history, seed))
+        if output[-1] in eos:
+            break
+        history = history_hash(history, output[-1])
+    return output
+
+
+class SymbolicRunner:
+    vocab_size = VOCAB_SIZE
+    eos_token_ids = frozenset({EOS})
+
+    def __init__(self, num_blocks: int, block_size: int, max_model_len: int = 64) -> None:
+        self.num_blocks = num_blocks
+        self.block_size = block_size
+        self.max_model_len = max_model_len
+        self.slots: list[bytes | None] = [None] * (num_blocks * block_size)
+        self.rows: dict[int, list[int]] = {}
+        self.tables: dict[int, list[int]] = {}
+        self.seeds: dict[int, int] = {}
+        self.num_computed_tokens = 0
+        self.num_copies = 0
+
+    def run(self, plan: StepPlan) -> StepResult:
+        for request_id in plan.released:
+            if request_id in self.rows:
+                del self.rows[request_id], self.tables[request_id]
+        for new in plan.new_rows:
+            assert new.request_id not in self.rows
+            self.rows[new.request_id] = list(new.token_ids)
+            self.tables[new.request_id] = []
+            self.seeds[new.request_id] = new.sampling_seed
+        for update in plan.table_updates:
+            table = self.tables[update.request_id]
+            assert update.first <= len(table)
+            table[update.first : update.first + len(update.block_ids)] = update.block_ids
+        assert not {c.source for c in plan.copies} & {c.target for c in plan.copies}
+        for copy in plan.copies:
+            size = self.block_size
+            self.slots[copy.target * size : (copy.target + 1) * size] = self.slots[
+                copy.source * size : (copy.source + 1) * size
+            ]
+            self.num_copies += 1
+        # All writes of a step land before any read: a block written by two requests would show.
+        histories = {chunk.request_id: self._write(chunk) for chunk in plan.chunks}
+        samples = []
+        for chunk in plan.chunks:
+            self._read(chunk.request_id, chunk.start + chunk.num_tokens)
+            if chunk.samples:
+                token_id = next_token(histories[chunk.request_id], self.seeds[chunk.request_id])
+                self.rows[chunk.request_id].append(token_id)
+                samples.append(SampledTokens(request_id=chunk.request_id, token_ids=(token_id,)))
+        return StepResult(samples=tuple(samples))
+
+    def _slot(self, request_id: int, position: int) -> int:
+        return self.tables[request_id][position // self.block_size] * self.block_size + position % self.block_size
+
+    def _write(self, chunk) -> bytes:
+        assert chunk.num_tokens >= 1, "a query of no tokens"
+        tokens = self.rows[chunk.request_id]
+        end = chunk.start + chunk.num_tokens
+        assert chunk.samples == (end == len(tokens))
+        parent = b""
+        if chunk.start:
+            parent = self.slots[self._slot(chunk.request_id, chunk.start - 1)]
+            assert parent is not None, "K/V read that was never written"
+        for position in range(chunk.start, end):
+            parent = history_hash(parent, tokens[position])
+            self.slots[self._slot(chunk.request_id, position)] = parent
+        self.num_computed_tokens += chunk.num_tokens
+        return parent
+
+    def _read(self, request_id: int, end: int) -> None:
+        history = b""
+        for position in range(end):
+            history = history_hash(history, self.rows[request_id][position])
+            slot = self._slot(request_id, position)
+            assert self.slots[slot] == history, f"request {request_id} reads another history at position {position}"
+
+    def memory(self) -> MemoryReport:
+        return MemoryReport(weights_bytes=0, kv_cache_bytes=0)
+
+
+def make_engine(
+    *,
+    num_blocks: int,
+    block_size: int,
+    policy: str = "fcfs.FCFS",
+    eviction: str = "lru.LRU",
+    prefix_caching: bool = True,
+    reuse_kv: bool = True,
+    max_num_seqs: int = 8,
+    max_num_batched_tokens: int = 16,
+    chunked_prefill: bool = True,
+    watermark_fraction: float = 0.0,
+    max_model_len: int = 64,
+) -> Engine:
+    config = EngineConfig(
+        model=ModelConfig(path="symbolic"),
+        scheduler=SchedulerConfig(
+            policy=Component(target=f"minivllm.scheduler.{policy}"),
+            max_num_seqs=max_num_seqs,
+            max_num_batched_tokens=max_num_batched_tokens,
+            chunked_prefill=chunked_prefill,
+            watermark_fraction=watermark_fraction,
+        ),
+        cache=CacheConfig(
+            block_size=block_size,
+            num_blocks=num_blocks,
+            prefix_caching=prefix_caching,
+            eviction=Component(target=f"minivllm.blocks.{eviction}"),
+            reuse_kv=reuse_kv,
+        ),
+    )
+    return Engine(config, SymbolicRunner(num_blocks, block_size, max_model_len))
