@@ -1,0 +1,42 @@
+"""From a sweep's folder to figures: load -> compare -> plot -> report.
+
+    import analysis
+    sweep = analysis.load("runs/quickstart")
+    sweep.runs, sweep.requests, sweep.steps, sweep.quality   # plain DataFrames
+    analysis.points(sweep)                                   # one row a point: mean, spread, speed-up
+
+Reads files only: nothing here imports the engine or the harness, so results from another machine or commit read alike.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from analysis.load import Sweep, load
+
+if TYPE_CHECKING:
+    from analysis.naming import attach, axes, labels, varying
+    from analysis.report import write_report
+    from analysis.summary import failures, points
+
+__all__ = ["Sweep", "attach", "axes", "failures", "labels", "load", "points", "varying", "write_report"]
+
+# No name here is also a module: importing that module would take the name over. `load` is safe, being bound last.
+# scipy and matplotlib take a second to import; whoever only loads tables does not wait for them.
+_HOME = {
+    "attach": "analysis.naming",
+    "axes": "analysis.naming",
+    "failures": "analysis.summary",
+    "labels": "analysis.naming",
+    "points": "analysis.summary",
+    "varying": "analysis.naming",
+    "write_report": "analysis.report",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'analysis' has no attribute {name!r}")
+    import importlib
+
+    return getattr(importlib.import_module(_HOME[name]), name)

@@ -1,0 +1,47 @@
+"""What the tables hold, as the results contract names it: tables, their columns, and the ways a run can end.
+
+The columns are written out here, and not imported from whoever writes them, because results outlive the code that
+wrote them. A column that a file lacks reads as null; a column that is not named here is kept as it is.
+"""
+
+from __future__ import annotations
+
+LATENCIES = ("ttft", "tpot", "itl", "e2e", "queue")
+
+_RUNS = (
+    "schema_version sweep run_id point_id repeat order_index status error_type error_message started_at wall_s "
+    "workload_sha256 num_requests num_prompt_tokens num_output_tokens duration_s "
+    "request_throughput_rps output_throughput_tps total_throughput_tps "
+    + " ".join(f"{name}_{part}_s" for name in LATENCIES for part in ("mean", "p50", "p90", "p99"))
+    + " goodput_rps slo_attainment_fraction "
+    "weights_bytes kv_cache_bytes peak_allocated_bytes peak_reserved_bytes peak_process_bytes "
+    "kv_blocks_total kv_utilization_mean_fraction kv_fragmentation_mean_fraction prefix_hit_fraction "
+    "num_evictions num_preemptions num_recomputed_tokens "
+    "num_draft_tokens num_accepted_tokens acceptance_rate acceptance_length "
+    "energy_j energy_per_output_token_j cost_per_million_output_tokens mbu_fraction mfu_fraction "
+    "perplexity kl_mean_nats top1_agreement_fraction token_agreement_fraction"
+)
+_REQUESTS = (
+    "run_id request_id warmup client_id arrival_s first_scheduled_s first_token_s finish_s ttft_s tpot_s e2e_s queue_s "
+    "num_prompt_tokens num_output_tokens num_cached_tokens num_preemptions num_draft_tokens num_accepted_tokens "
+    "finish_reason slo_met output_sha256"
+)
+_STEPS = (
+    "run_id step start_s duration_s schedule_s run_s commit_s num_prefill_tokens num_decode_tokens num_draft_tokens "
+    "num_accepted_tokens num_running num_waiting kv_blocks_used kv_blocks_cached num_evictions num_preemptions"
+)
+_QUALITY = "run_id item_id num_tokens nll_sum_nats kl_sum_nats top1_matches first_divergence task task_correct"
+
+TABLES: dict[str, tuple[str, ...]] = {
+    "runs": tuple(_RUNS.split()),
+    "requests": tuple(_REQUESTS.split()),
+    "steps": tuple(_STEPS.split()),
+    "quality": tuple(_QUALITY.split()),
+}
+
+OK = "ok"
+STATUSES = (OK, "error", "crashed", "timeout", "invalid")
+
+# A run within several sweeps: `run_id` is a hash of the config, so two sweeps may hold the same one.
+RUN_KEY = ["sweep", "run_id"]
+POINT_KEY = ["sweep", "point_id"]

@@ -1,0 +1,195 @@
+"""The Markdown report: what was swept, on what, what came out, how to read it, and what speaks against believing it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import pandas as pd
+
+from analysis.caveats import caveats, environment, is_restless
+from analysis.columns import POINT_KEY
+from analysis.load import Sweep
+from analysis.metrics import DEFINITIONS, METRICS, Metric
+from analysis.naming import VARIANT, axes, format_value, short_names, varying
+from analysis.style import MAX_POINTS
+from analysis.summary import failures
+
+CAPTIONS = {
+    "output_throughput": "Output throughput of each point, fastest first: bars are means over repeats, whiskers reach "
+    "from the slowest to the fastest repeat, and the dashed line is the baseline that speed-ups refer to.",
+    "throughput_against_ttft": "Throughput against the median time to first token: up and to the left is better, and "
+    "whiskers reach from the smallest to the largest repeat.",
+    "latency_distributions": "Share of requests at or under a latency, all repeats together: a curve further left is "
+    "faster, and where it bends late is the tail.",
+    "kv_use": "Blocks of the KV pool that running requests use (filled) and that are kept for reuse (dotted), over the "
+    "first repeat of each point: a pool that stays full makes requests wait or be preempted. Time axes are each run's "
+    "own where lengths differ much.",
+}
+TITLES = {
+    "output_throughput": "Output throughput",
+    "throughput_against_ttft": "Throughput against TTFT",
+    "latency_distributions": "Latency distributions",
+    "kv_use": "KV cache use",
+}
+
+
+def markdown(sweep: Sweep, points: pd.DataFrame, plots: Mapping[str, str]) -> str:
+    """The whole report.
+
+    Args:
+        sweep: from `analysis.load`.
+        points: from `analysis.points`.
+        plots: name of each plot, and its file relative to the report.
+    """
+    title = ", ".join(dict.fromkeys(points["sweep"])) or sweep.folders[0].resolve().name
+    parts = [f"# {title}", _swept(sweep, points), _results(points), _failed(sweep), _caveats(sweep, points)]
+    parts += [_plot(name, file, points) for name, file in plots.items()]
+    parts += [_environment(sweep), _definitions(points)]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def measured(points: pd.DataFrame) -> list[Metric]:
+    """The metrics of which there is any figure."""
+    return [metric for metric in METRICS if points[metric.column].notna().any()]
+
+
+def range_text(metric: Metric, row: pd.Series) -> str:
+    """`99.8 to 102.9`: the smallest and the largest repeat; nothing for one repeat."""
+    low, high = row[f"{metric.column}_min"], row[f"{metric.column}_max"]
+    return f"{metric.text(low)} to {metric.text(high)}" if row["num_repeats"] > 1 and pd.notna(low) else ""
+
+
+def failed_points(sweep: Sweep) -> list[tuple[str, str, str, str]]:
+    """Label, repeats, status and reason of what did not finish; repeats that failed alike share a row."""
+    grouped = failures(sweep).groupby(["label", "status", "reason"], sort=False, dropna=False)["repeat"]
+    return [
+        (label, ", ".join(str(repeat) for repeat in repeats), str(status), reason)
+        for (label, status, reason), repeats in grouped
+    ]
+
+
+def many(count: int, noun: str) -> str:
+    """`1 point`, `2 points`."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+def _swept(sweep: Sweep, points: pd.DataFrame) -> str:
+    ok = int((points["num_repeats"] > 0).sum())
+    repeats = int((points["num_repeats"] + points["num_failed"]).max()) if len(points) else 0
+    counts = (
+        f"{many(len(points), 'point')}, {many(repeats, 'repeat')} each: {ok} of the points gave results, "
+        f"{len(points) - ok} failed."
+    )
+    firsts = sweep.runs.drop_duplicates(POINT_KEY)
+    kept = axes(sweep)
+    names = short_names(kept)
+    rows = [(f"`{column.removeprefix('cfg.')}`", _values(firsts[column])) for column in kept]
+    tables = [_table(("axis", "values"), rows)] if rows else ["All runs had one and the same configuration."]
+    followers = [column for column in varying(sweep) if column not in kept]
+    if VARIANT in kept and followers:
+        tables.append("What each variant changes:\n\n" + _variants(firsts, followers))
+    elif followers:
+        which = ", ".join(f"`{column.removeprefix('cfg.')}`" for column in followers[:12])
+        more = f" and {len(followers) - 12} more" if len(followers) > 12 else ""
+        tables.append(f"Following from {', '.join(names.values())}: {which}{more}.")
+    return "\n\n".join(["## What was swept", counts, *tables])
+
+
+def _variants(firsts: pd.DataFrame, followers: Sequence[str]) -> str:
+    """Each variant, and where its config differs from what most variants have."""
+    shown = {column: firsts[column].map(format_value) for column in followers}
+    usual = {column: values.mode().iloc[0] for column, values in shown.items()}
+    rows = []
+    for place, variant in firsts.drop_duplicates(VARIANT)[VARIANT].items():
+        differs = [
+            f"`{column.removeprefix('cfg.')}={values[place]}`"
+            for column, values in shown.items()
+            if values[place] != usual[column]
+        ]
+        rows.append((format_value(variant), ", ".join(differs) or "nothing"))
+    return _table(("variant", "differs in"), rows)
+
+
+def _results(points: pd.DataFrame) -> str:
+    finished = points[points["num_repeats"] > 0]
+    if finished.empty:
+        return "## Results\n\nNo run finished, so there are no figures."
+    metrics = measured(finished)
+    compared = len(finished) > 1 and finished["speedup"].notna().any()
+    # The speed-up stands beside what it is a ratio of.
+    place = 3 if metrics and metrics[0] is METRICS[0] else 2
+    head = ["point", "n", *(metric.heading for metric in metrics)]
+    rows = []
+    for _, row in finished.iterrows():
+        label = f"**{row['label']}**" if row["is_baseline"] and compared else row["label"]
+        cells = [label, str(row["num_repeats"]), *(_cell(metric, row) for metric in metrics)]
+        rows.append([*cells[:place], _speedup(row), *cells[place:]] if compared else cells)
+    if compared:
+        head.insert(place, "Speed-up")
+    note = "Means over n repeats (percentiles over their pooled requests); in brackets the smallest and largest repeat."
+    bold = " The baseline is bold." if compared else ""
+    return "\n\n".join(["## Results", _table(head, rows), note + bold])
+
+
+def _cell(metric: Metric, row: pd.Series) -> str:
+    spread = range_text(metric, row) if metric.key else ""
+    return f"{metric.text(row[metric.column])} [{spread}]" if spread else metric.text(row[metric.column])
+
+
+def _speedup(row: pd.Series) -> str:
+    if pd.isna(row["speedup"]):
+        return "–"
+    if row["is_baseline"] or row["speedup_min"] == row["speedup_max"]:
+        return f"{row['speedup']:.2f}×"
+    return f"{row['speedup']:.2f}× [{row['speedup_min']:.2f} to {row['speedup_max']:.2f}]"
+
+
+def _plot(name: str, file: str, points: pd.DataFrame) -> str:
+    room = {"output_throughput": math.inf, "kv_use": 8}.get(name, MAX_POINTS)
+    ok = int((points["num_repeats"] > 0).sum())
+    some = f" Shown: {room} of {ok} points, the baseline and the fastest." if ok > room else ""
+    return f"## {TITLES[name]}\n\n![{TITLES[name]}]({file})\n\n*{CAPTIONS[name]}{some}*"
+
+
+def _failed(sweep: Sweep) -> str:
+    rows = failed_points(sweep)
+    return "## Failed\n\n" + _table(("point", "repeat", "status", "reason"), rows) if rows else ""
+
+
+def _caveats(sweep: Sweep, points: pd.DataFrame) -> str:
+    lines = caveats(sweep, points)
+    return "## Caveats\n\n" + ("\n".join(f"- {line}" for line in lines) if lines else "None found.")
+
+
+def _environment(sweep: Sweep) -> str:
+    rows = []
+    for name, counts in environment(sweep).items():
+        if len(counts) == 1:
+            value = next(iter(counts))
+        elif is_restless(name):
+            values = pd.to_numeric(pd.Series(list(counts)), errors="coerce")
+            value = f"{values.min():g} to {values.max():g}" if values.notna().all() else ", ".join(counts)
+        else:
+            value = "**differs**: " + ", ".join(f"{value} ({many(count, 'run')})" for value, count in counts.items())
+        rows.append((f"`{name}`", value))
+    return "## Environment\n\n" + (_table(("what", "value"), rows) if rows else "Not recorded.")
+
+
+def _definitions(points: pd.DataFrame) -> str:
+    lines = [f"- **{name}**: {text}" for name, text in DEFINITIONS.items()]
+    lines += [f"- **{metric.title}**: {metric.definition}" for metric in measured(points) if metric.pooled is None]
+    lines.append("- **p50, p99**: that percentage of all requests of all repeats together is at or under the figure.")
+    return "## Definitions\n\n" + "\n".join(lines)
+
+
+def _values(column: pd.Series) -> str:
+    texts = list(dict.fromkeys(format_value(value) for value in column))
+    more = f", ... ({len(texts)} values)" if len(texts) > 16 else ""
+    return ", ".join(texts[:16]) + more
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table; a bar in a cell would end the cell."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)

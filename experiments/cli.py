@@ -1,0 +1,103 @@
+"""The command line. Each command imports what it needs when it runs, so that `minivllm --help` answers at once."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+
+_OVERRIDES = """\
+overrides are Hydra's: group=member (scheduler=static), key=value (cache.block_size=8), +key=value for an argument
+that a class of yours takes. Sweep with key=a,b or key=range(1,5) or group=glob(*), and repeat=range(3).
+A class of yours: scheduler._target_=my_policies.Shortest, from the current folder.
+"""
+EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 0, 1, 2, 130
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Returns the exit code: 0 only if every point succeeded, 2 for a mistake on the command line."""
+    parser = argparse.ArgumentParser(
+        prog="minivllm",
+        description="Compose an inference engine from parts, sweep over them, and get tidy tables.",
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, what in (
+        ("run", "run one point, even if it is complete already"),
+        ("sweep", "run every point of a sweep that is not complete (experiment=quickstart where none is named)"),
+    ):
+        command = commands.add_parser(
+            name, help=what, epilog=_OVERRIDES, formatter_class=argparse.RawDescriptionHelpFormatter
+        )
+        command.add_argument("overrides", nargs="*", metavar="OVERRIDE")
+        command.add_argument("--dry-run", action="store_true", help="list the points and run nothing")
+    report = commands.add_parser("report", help="table, Markdown report and plots of a results folder")
+    report.add_argument("folder", metavar="FOLDER")
+    commands.add_parser("doctor", help="what this machine can run, and why not")
+    parsed = parser.parse_args(arguments)
+    # Classes of the user's live where the command is given. Last, so that nothing of ours is hidden by it.
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
+    if parsed.command == "doctor":
+        from experiments.doctor import print_report
+
+        return print_report()
+    if parsed.command == "report":
+        return _report(parsed.folder)
+    return _sweep(parsed.overrides, single=parsed.command == "run", dry_run=parsed.dry_run)
+
+
+def _sweep(overrides: Sequence[str], *, single: bool, dry_run: bool) -> int:
+    from rich.console import Console
+
+    from experiments.errors import CommandError, ResultsError
+    from experiments.plan import plan_sweep
+
+    # What is assumed of a file or pipe, which has no width of its own.
+    console = Console() if sys.stdout.isatty() else Console(width=160)
+    try:
+        plan = plan_sweep(overrides, default_experiment=None if single else "quickstart", single=single)
+        if dry_run:
+            for job in plan.jobs:
+                console.print(f"{job.run_id} {job.label} {job.invalid or ''}".rstrip(), highlight=False, markup=False)
+            return EXIT_OK
+        return _run(plan, console, again=single)
+    except CommandError as error:
+        print(f"minivllm: {error}", file=sys.stderr)
+        return EXIT_USAGE
+    except ResultsError as error:
+        print(f"minivllm: {error}", file=sys.stderr)
+        return EXIT_FAILED
+
+
+def _run(plan, console, *, again: bool) -> int:  # type: ignore[no-untyped-def]
+    from experiments.progress import Progress
+    from experiments.summary import overhead_line, print_summary
+    from experiments.sweep import run_sweep, succeeded
+
+    progress = Progress(console, plan.name)
+    try:
+        rows = run_sweep(plan, progress, again=again)
+    except KeyboardInterrupt:
+        progress.stop()
+        print("minivllm: interrupted; finished points are kept, the same command goes on from here", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    finally:
+        progress.stop()
+    print_summary(console, plan.jobs, rows)
+    line = overhead_line(rows)
+    if line:
+        console.print(line, style="dim", highlight=False)
+    console.print(f"results: {plan.folder}", highlight=False, markup=False)
+    return EXIT_OK if succeeded(rows) else EXIT_FAILED
+
+
+def _report(folder: str) -> int:
+    from analysis.report import write_report
+
+    try:
+        write_report(folder)
+    except (ValueError, OSError) as error:
+        print(f"minivllm: {' '.join(str(error).split())}", file=sys.stderr)
+        return EXIT_USAGE
+    return EXIT_OK

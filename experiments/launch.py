@@ -1,0 +1,108 @@
+"""Start a run in a fresh child, listen to it, and say how it ended.
+
+Children are forked from a server that has imported torch and transformers and run nothing: as clean as a new
+interpreter, without its seconds of imports. Where there is no fork server, a new interpreter it is.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from multiprocessing import connection
+from multiprocessing.process import BaseProcess
+from typing import Any
+
+from experiments.child import Order, child_main
+
+# (requests done, requests in all, output tokens a second)
+OnProgress = Callable[[int, int, float], None]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Ended:
+    """How a run ended. `row` is what it wrote itself; None where it could not."""
+
+    row: dict[str, Any] | None = None
+    status: str = ""
+    error_type: str = ""
+    error_message: str = ""
+    # Set when it had a row to write, and the folder did not take it.
+    unwritable: str | None = None
+
+
+class Launcher:
+    """One run at a time: two would spoil each other's times."""
+
+    def __init__(self) -> None:
+        method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
+        self._context: Any = multiprocessing.get_context(method)
+        if method == "forkserver":
+            self._context.set_forkserver_preload(["experiments.preload"])
+
+    def warm(self) -> None:
+        """Start the fork server; it imports beside what the caller does next."""
+        if self._context.get_start_method() == "forkserver":
+            from multiprocessing import forkserver
+
+            forkserver.ensure_running()
+
+    def run(self, order: Order, *, timeout_s: float, on_progress: OnProgress) -> Ended:
+        """Run to the end, or to the end of its time. The child is gone when this returns or raises."""
+        receiver, sender = self._context.Pipe(duplex=False)
+        process = self._context.Process(target=child_main, args=(order, sender), daemon=True)
+        process.start()
+        # With our copy closed, the pipe ends when the child does.
+        sender.close()
+        try:
+            return _listen(process, receiver, timeout_s, on_progress)
+        finally:
+            _kill(process)
+            receiver.close()
+
+
+def _listen(
+    process: BaseProcess, receiver: connection.Connection, timeout_s: float, on_progress: OnProgress
+) -> Ended:
+    deadline_s = time.monotonic() + timeout_s
+    while True:
+        left_s = deadline_s - time.monotonic()
+        if left_s <= 0 or not receiver.poll(left_s):
+            message = f"no result after {timeout_s:g} s (sweep.timeout_s)"
+            return Ended(status="timeout", error_type="Timeout", error_message=message)
+        try:
+            kind, *content = receiver.recv()
+        except (EOFError, ConnectionResetError):
+            return _crashed(process)
+        if kind == "progress":
+            on_progress(*content)
+        elif kind == "unwritable":
+            return Ended(unwritable=content[0])
+        else:
+            process.join(timeout=5)
+            return Ended(row=content[0])
+
+
+def _crashed(process: BaseProcess) -> Ended:
+    process.join(timeout=5)
+    code = process.exitcode
+    if code is not None and code < 0:
+        name = signal.Signals(-code).name
+        hint = ": most likely out of memory" if -code == signal.SIGKILL else ""
+        message = f"died of signal {-code} ({name}){hint}"
+        return Ended(status="crashed", error_type=name, error_message=message)
+    return Ended(status="crashed", error_type="Exit", error_message=f"left with exit code {code} and no result")
+
+
+def _kill(process: BaseProcess) -> None:
+    """End the child and all that it started."""
+    assert process.pid is not None
+    try:
+        os.killpg(process.pid, signal.SIGKILL)
+    except (ProcessLookupError, PermissionError):
+        # It has not made its group yet, or is gone.
+        process.kill()
+    process.join(timeout=5)

@@ -1,0 +1,157 @@
+"""Who a point is: the hash of its resolved config, and the settings that come of it."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from experiments.errors import CommandError
+from minivllm.config import CacheConfig, Component, EngineConfig, ExecutionConfig, ModelConfig, SchedulerConfig, require
+from minivllm.sampling_params import SamplingParams
+
+# The keys of a resolved config; anything else was added by mistake.
+ROOT_KEYS = (
+    "model scheduler cache attention execution workload sampling slo tracking seed repeat num_warmup_requests experiment "
+    "variant sweep choices"
+).split()
+# What changes no result, or only says where it goes and which measurement of it this is.
+NO_IDENTITY = ("repeat", "tracking", "sweep", "choices", "hydra")
+ASSETS = Path(__file__).resolve().parent / "assets"
+_ASSETS_PREFIX = "experiments/assets/"
+_SAMPLING_KEYS = frozenset(f.name for f in dataclasses.fields(SamplingParams)) - {"max_tokens", "seed", "n", "logprobs"}
+
+
+def canonical_json(value: Any) -> str:
+    """JSON with sorted keys, no spaces, and whole floats as integers: equal configs have equal texts."""
+
+    def plain(item: Any) -> Any:
+        if isinstance(item, Mapping):
+            return {str(k): plain(v) for k, v in item.items()}
+        if isinstance(item, (list, tuple)):
+            return [plain(v) for v in item]
+        if isinstance(item, float) and item.is_integer():
+            return int(item)
+        return item
+
+    return json.dumps(plain(value), sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+
+
+def point_id(config: Mapping[str, Any]) -> str:
+    """First 12 hex digits of the SHA-256 of the canonical JSON, without what has no part in its identity."""
+    identity = {key: value for key, value in config.items() if key not in NO_IDENTITY}
+    return hashlib.sha256(canonical_json(identity).encode()).hexdigest()[:12]
+
+
+def run_id(config: Mapping[str, Any]) -> str:
+    return f"{point_id(config)}-r{config['repeat']}"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Slo:
+    """Limits that a request must meet to count for goodput; None sets no limit.
+
+    Args:
+        ttft_s: seconds from arrival to the first token.
+        tpot_s: mean seconds a token after the first.
+    """
+
+    ttft_s: float | None = None
+    tpot_s: float | None = None
+
+    def __post_init__(self) -> None:
+        for key in ("ttft_s", "tpot_s"):
+            limit = getattr(self, key)
+            valid = isinstance(limit, (int, float)) and not isinstance(limit, bool) and limit > 0
+            require(limit is None or valid, f"slo.{key}", limit, "null or above 0")
+
+    @property
+    def given(self) -> bool:
+        return self.ttft_s is not None or self.tpot_s is not None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunSettings:
+    """A resolved config, frozen: all that a run needs to know."""
+
+    engine: EngineConfig
+    workload: Component
+    # Its max_tokens and seed are each request's own, from the workload.
+    sampling: SamplingParams
+    slo: Slo
+    seed: int
+    repeat: int
+    num_warmup_requests: int
+
+
+def freeze(config: Mapping[str, Any]) -> RunSettings:
+    """Make the frozen values of a resolved config.
+
+    Raises:
+        CommandError: a key that nothing reads.
+        ValueError: a value that its config refuses.
+    """
+    for key in config:
+        if key not in ROOT_KEYS:
+            raise CommandError(f"{key}: nothing reads this key; there are {', '.join(ROOT_KEYS)}")
+    for key in ("seed", "repeat", "num_warmup_requests"):
+        value = config[key]
+        require(isinstance(value, int) and not isinstance(value, bool) and value >= 0, key, value, "0 or more")
+    model = _fields(config, "model", ModelConfig)
+    model["path"], model["tokenizer"] = located(model.get("path")), located(model.get("tokenizer"))
+    scheduler, policy = _split(config, "scheduler", SchedulerConfig, "policy")
+    cache, eviction = _split(config, "cache", CacheConfig, "eviction")
+    workload = dict(config["workload"])
+    return RunSettings(
+        engine=EngineConfig(
+            model=ModelConfig(**model),
+            scheduler=SchedulerConfig(**scheduler, policy=policy),
+            cache=CacheConfig(**cache, eviction=eviction),
+            execution=ExecutionConfig(
+                **_fields(config, "execution", ExecutionConfig, without="attention"),
+                attention=_component(dict(config["attention"]), "attention"),
+            ),
+        ),
+        workload=_component(workload, "workload"),
+        sampling=SamplingParams(**_checked(config["sampling"], "sampling", _SAMPLING_KEYS)),
+        slo=Slo(**_fields(config, "slo", Slo)),
+        seed=config["seed"],
+        repeat=config["repeat"],
+        num_warmup_requests=config["num_warmup_requests"],
+    )
+
+
+def located(path: str | None) -> str | None:
+    """A path under `experiments/assets/` is a shipped file, wherever the package lies; any other is left alone."""
+    if isinstance(path, str) and path.startswith(_ASSETS_PREFIX):
+        return str(ASSETS / path.removeprefix(_ASSETS_PREFIX))
+    return path
+
+
+def _split(config: Mapping[str, Any], group: str, kind: type, part: str) -> tuple[dict[str, Any], Component]:
+    """A node with `_target_`: fields of the dataclass to it, the rest to the component."""
+    names = {f.name for f in dataclasses.fields(kind)} - {part}
+    node = dict(config[group])
+    own = {key: node.pop(key) for key in list(node) if key in names}
+    return own, _component(node, group)
+
+
+def _component(node: dict[str, Any], group: str) -> Component:
+    target = node.pop("_target_", None)
+    require(isinstance(target, str) and "." in target, f"{group}._target_", target, "package.module.Class")
+    return Component(target=target, kwargs=node)
+
+
+def _fields(config: Mapping[str, Any], group: str, kind: type, without: str = "") -> dict[str, Any]:
+    return _checked(config[group], group, frozenset(f.name for f in dataclasses.fields(kind)) - {without})
+
+
+def _checked(node: Mapping[str, Any], group: str, names: frozenset[str]) -> dict[str, Any]:
+    for key in node:
+        if key not in names:
+            raise CommandError(f"{group}.{key}: nothing reads this key; there are {', '.join(sorted(names))}")
+    return dict(node)

@@ -1,0 +1,86 @@
+"""What a person sees while a sweep runs: a live line on a terminal, one quiet line a point elsewhere."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
+from rich.progress import Progress as LiveProgress
+
+from experiments.plan import Job
+
+
+class Progress:
+    """Told of a sweep as it goes.
+
+    Args:
+        console: a terminal gets a live line.
+        name: of the sweep.
+    """
+
+    def __init__(self, console: Console, name: str) -> None:
+        self._console, self._name = console, name
+        self._live: LiveProgress | None = None
+        self._total = self._done = self._ran = 0
+        self._ran_s = self._started_s = 0.0
+
+    def start(self, total: int, complete: int) -> None:
+        self._total, self._done = total, complete
+        note = f", {complete} of them complete already" if complete else ""
+        self._console.print(f"{escape(self._name)}: {total} points{note}", highlight=False)
+        if self._console.is_terminal and complete < total:
+            self._live = LiveProgress(
+                BarColumn(bar_width=24),
+                MofNCompleteColumn(),
+                TextColumn("{task.description}", markup=False),
+                console=self._console,
+                # More often would take time from what is measured.
+                refresh_per_second=4,
+                transient=True,
+            )
+            self._task = self._live.add_task("", total=total, completed=complete)
+            self._live.start()
+
+    def point_started(self, job: Job) -> None:
+        self._job, self._started_s = job, time.monotonic()
+        self._show("loading")
+
+    def within_point(self, done: int, total: int, tokens_per_s: float) -> None:
+        self._show(f"{done}/{total} requests, {tokens_per_s:,.0f} tok/s")
+
+    def _show(self, now: str) -> None:
+        if self._live is None:
+            return
+        left = "?"
+        if self._ran:
+            seconds = self._ran_s / self._ran * (self._total - self._done)
+            left = f"{int(seconds // 60)}:{int(seconds % 60):02d}"
+        label = self._job.label or self._job.run_id
+        self._live.update(self._task, description=f"{label} r{self._job.repeat}: {now}; {left} left")
+
+    def point_ended(self, job: Job, row: Mapping[str, Any]) -> None:
+        self._done += 1
+        self._ran += 1
+        self._ran_s += time.monotonic() - self._started_s
+        if row["status"] == "ok":
+            what = f"{row['output_throughput_tps'] or 0:,.0f} tok/s, TTFT p50 {row['ttft_p50_s'] or 0:.3f} s"
+            style = "default"
+        else:
+            what, style = f"{row['error_type']}: {row['error_message']}", "red"
+        label = " ".join(filter(None, (job.label, f"r{job.repeat}")))
+        line = f"[{self._done}/{self._total}] {row['status']:<7} {label}: {what} ({row['wall_s']:.1f} s)"
+        if self._live is not None:
+            self._live.update(self._task, completed=self._done)
+        self._console.print(line, style=style, highlight=False, markup=False, soft_wrap=True)
+
+    def warn(self, message: str) -> None:
+        self._console.print(f"warning: {message}", style="yellow", highlight=False, markup=False, soft_wrap=True)
+
+    def stop(self) -> None:
+        if self._live is not None:
+            self._live.stop()
+            self._live = None

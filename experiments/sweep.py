@@ -1,0 +1,130 @@
+"""The main job: run every point of a plan that is not complete yet, one after the other, and keep a row of each."""
+
+from __future__ import annotations
+
+import time
+from datetime import datetime, timezone
+from typing import Any
+
+from experiments import environment, tables
+from experiments.child import Order
+from experiments.errors import CommandError, ResultsError, one_line
+from experiments.launch import Ended, Launcher
+from experiments.plan import Job, SweepPlan
+from experiments.progress import Progress
+from experiments.results import ResultsFolder
+from experiments.tracking.base import Mirrored, Tracker
+
+
+def run_sweep(plan: SweepPlan, progress: Progress, *, again: bool = False) -> list[dict[str, Any]]:
+    """Run a plan.
+
+    Args:
+        plan: what to run.
+        progress: who is told.
+        again: run also what is complete.
+
+    Returns:
+        The `runs` row of every job, in the plan's order.
+
+    Raises:
+        CommandError: the tracker cannot be made.
+        ResultsError: the results folder cannot be used. What was complete before stays so.
+    """
+    launcher = Launcher()
+    launcher.warm()
+    results = ResultsFolder(plan.folder)
+    with results.held():
+        results.clean(progress.warn)
+        tracker = _make_tracker(plan, results)
+        try:
+            return _Sweep(plan, progress, results, launcher, tracker).run(again)
+        finally:
+            tracker.close()
+
+
+def _make_tracker(plan: SweepPlan, results: ResultsFolder) -> Tracker:
+    try:
+        tracker: Tracker = plan.tracker.make("tracking", folder=results.path, sweep=plan.name)
+    except ValueError as error:
+        raise CommandError(one_line(error)) from error
+    return tracker
+
+
+class _Sweep:
+    def __init__(
+        self, plan: SweepPlan, progress: Progress, results: ResultsFolder, launcher: Launcher, tracker: Tracker
+    ) -> None:
+        self._plan, self._progress, self._results = plan, progress, results
+        self._launcher, self._tracker = launcher, tracker
+        self._types = tables.column_types(job.config for job in plan.jobs)
+        self._host = environment.host()
+
+    def run(self, again: bool) -> list[dict[str, Any]]:
+        rows = {job.run_id: None if again else self._results.complete_row(job.run_id) for job in self._plan.jobs}
+        todo = [job for job in self._plan.jobs if rows[job.run_id] is None]
+        self._progress.start(len(self._plan.jobs), len(self._plan.jobs) - len(todo))
+        for job in self._plan.jobs:
+            row = rows[job.run_id]
+            if row is None:
+                self._progress.point_started(job)
+                row = rows[job.run_id] = self._run(job)
+                self._progress.point_ended(job, row)
+            self._mirror(job, row)
+        return [row for row in rows.values() if row is not None]
+
+    def _run(self, job: Job) -> dict[str, Any]:
+        """Run one job; returns its row, which is on the disk."""
+        self._results.write_config(job.run_id, job.config)
+        base = self._host | {
+            "sweep": self._plan.name,
+            "run_id": job.run_id,
+            "point_id": job.point_id,
+            "repeat": job.repeat,
+            "order_index": job.order_index,
+        }
+        started_at_s = time.time()
+        if job.invalid is not None:
+            ended = Ended(status="invalid", error_type="ValueError", error_message=job.invalid)
+        else:
+            ended = self._launcher.run(
+                Order(
+                    config=job.config,
+                    row=base,
+                    column_types=self._types,
+                    folder=str(self._results.path),
+                    log=str(self._results.log_path(job.run_id)),
+                    started_at_s=started_at_s,
+                ),
+                timeout_s=self._plan.timeout_s,
+                on_progress=self._progress.within_point,
+            )
+        if ended.unwritable is not None:
+            raise self._results.unusable(ended.unwritable)
+        self._results.drop_empty_log(job.run_id)
+        if ended.row is not None:
+            return ended.row
+        row = base | environment.moment() | {
+            "status": ended.status,
+            "error_type": ended.error_type,
+            "error_message": ended.error_message,
+            "started_at": datetime.fromtimestamp(started_at_s, tz=timezone.utc),
+            "wall_s": time.time() - started_at_s,
+        }
+        self._results.write_failed(row, job.config, self._types)
+        return row
+
+    def _mirror(self, job: Job, row: dict[str, Any]) -> None:
+        """Show the run to the tracker. The tables are written: whatever happens to their mirror is a warning."""
+        try:
+            self._tracker.record(Mirrored(run_id=job.run_id, config=job.config, row=row))
+        # A mirror is other people's code and other people's servers.
+        except Exception as error:  # noqa: BLE001
+            self._progress.warn(f"{job.run_id}: its tables are written, its mirror is not: {one_line(error, 200)}")
+
+
+def succeeded(rows: list[dict[str, Any]]) -> bool:
+    return all(row["status"] == "ok" for row in rows)
+
+
+__all__ = ["ResultsError", "run_sweep", "succeeded"]

@@ -1,0 +1,213 @@
+"""The tables on disk: their schemas, and how a file is written and read.
+
+For who reads them: `runs/<sweep>/<table>/<run_id>.parquet`, one file a run, tables `runs`, `requests`, `steps` (and
+`quality`). A file of `runs` is renamed into place last: a run counts only where it is readable. Beside the columns of
+the schemas below, `runs` has one `cfg.<dotted key>` column a value of the resolved config and `cfg.<group>` for the
+chosen member (or class path) of each group. Their types follow the values over the whole sweep: bool, int64, double,
+string; int and double make double, any other mix makes strings of JSON, lists are strings of JSON, a key that is null
+in every point is of null type, and a point that lacks a key has null. Two launches of one sweep with different axes may
+differ in these columns, so join files by column name. Times in `requests` and `steps` are seconds from the start of
+the measurement; those of warm-up requests are negative. Missing is null, never 0.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+SCHEMA_VERSION = 1
+TABLES = ("runs", "requests", "steps", "quality")
+_TYPES = {"bool": pa.bool_(), "int64": pa.int64(), "double": pa.float64(), "string": pa.string(), "null": pa.null()}
+
+
+def _fields(kind: str, names: str) -> list[pa.Field]:
+    return [pa.field(name, _TYPES[kind]) for name in names.split()]
+
+
+_LATENCIES = [f"{what}_{stat}_s" for what in "ttft tpot itl e2e queue".split() for stat in "mean p50 p90 p99".split()]
+
+RUNS = pa.schema(
+    [
+        *_fields("int64", "schema_version"),
+        *_fields("string", "sweep run_id point_id"),
+        *_fields("int64", "repeat order_index"),
+        # status: ok, error (raised), crashed (died), timeout, invalid (refused by its config).
+        *_fields("string", "status error_type error_message"),
+        pa.field("started_at", pa.timestamp("us", tz="UTC")),
+        *_fields("double", "wall_s"),
+        # Of wall_s, what is neither load nor measurement is the harness.
+        *_fields("double", "startup_s load_s warmup_s record_s"),
+        *_fields("string", "workload_sha256"),
+        *_fields("int64", "num_requests num_prompt_tokens num_output_tokens"),
+        *_fields("double", "duration_s request_throughput_rps output_throughput_tps total_throughput_tps"),
+        *_fields("double", " ".join(_LATENCIES)),
+        *_fields("double", "goodput_rps slo_attainment_fraction"),
+        *_fields("int64", "weights_bytes kv_cache_bytes peak_allocated_bytes peak_reserved_bytes peak_process_bytes"),
+        *_fields("int64", "kv_blocks_total"),
+        *_fields("double", "kv_utilization_mean_fraction kv_fragmentation_mean_fraction prefix_hit_fraction"),
+        *_fields("int64", "num_evictions num_preemptions num_recomputed_tokens num_draft_tokens num_accepted_tokens"),
+        *_fields("double", "acceptance_rate acceptance_length"),
+        *_fields("double", "energy_j energy_per_output_token_j cost_per_million_output_tokens mbu_fraction mfu_fraction"),
+        *_fields("double", "perplexity kl_mean_nats top1_agreement_fraction token_agreement_fraction"),
+        *_fields("string", "env.git_sha"),
+        *_fields("bool", "env.git_dirty"),
+        *_fields("string", "env.python env.torch env.triton env.transformers env.platform env.cpu"),
+        *_fields("int64", "env.cpu_count env.threads"),
+        *_fields("double", "env.load_average"),
+        *_fields("string", "env.gpu env.gpu_driver"),
+    ]
+)
+REQUESTS = pa.schema(
+    [
+        *_fields("int64", "schema_version"),
+        *_fields("string", "run_id"),
+        *_fields("int64", "request_id"),
+        *_fields("bool", "warmup"),
+        *_fields("int64", "client_id"),
+        *_fields("double", "arrival_s arrival_lateness_s first_scheduled_s first_token_s finish_s"),
+        *_fields("double", "ttft_s tpot_s e2e_s queue_s"),
+        *_fields("int64", "num_prompt_tokens num_output_tokens num_cached_tokens num_preemptions"),
+        *_fields("int64", "num_draft_tokens num_accepted_tokens"),
+        *_fields("string", "finish_reason"),
+        *_fields("bool", "slo_met"),
+        *_fields("string", "output_sha256"),
+    ]
+)
+STEPS = pa.schema(
+    [
+        *_fields("int64", "schema_version"),
+        *_fields("string", "run_id"),
+        *_fields("int64", "step"),
+        *_fields("double", "start_s duration_s schedule_s run_s commit_s"),
+        *_fields("int64", "num_prefill_tokens num_decode_tokens num_draft_tokens num_accepted_tokens"),
+        *_fields("int64", "num_running num_waiting kv_blocks_used kv_blocks_cached num_evictions num_preemptions"),
+    ]
+)
+QUALITY = pa.schema(
+    [
+        *_fields("int64", "schema_version"),
+        *_fields("string", "run_id item_id"),
+        *_fields("int64", "num_tokens"),
+        *_fields("double", "nll_sum_nats kl_sum_nats"),
+        *_fields("int64", "top1_matches first_divergence"),
+        *_fields("string", "task"),
+        *_fields("bool", "task_correct"),
+    ]
+)
+SCHEMAS = dict(zip(TABLES, (RUNS, REQUESTS, STEPS, QUALITY), strict=True))
+
+
+def flatten(config: Mapping[str, Any]) -> dict[str, Any]:
+    """`cfg.*` columns of a resolved config: scalars by dotted key, lists as JSON, and the chosen members."""
+    flat: dict[str, Any] = {}
+
+    def walk(node: Mapping[str, Any], prefix: str) -> None:
+        for key, value in node.items():
+            if isinstance(value, Mapping):
+                walk(value, f"{prefix}{key}.")
+            else:
+                flat[f"{prefix}{key}"] = json.dumps(value) if isinstance(value, (list, tuple)) else value
+
+    walk({k: v for k, v in config.items() if k not in ("choices", "sweep", "tracking")}, "cfg.")
+    members = {k: v for k, v in config["choices"].items() if k not in ("tracking", "experiment")}
+    walk(members, "cfg.")
+    return flat
+
+
+def column_types(configs: Iterable[Mapping[str, Any]]) -> dict[str, str]:
+    """One type a `cfg.*` column for all points of a sweep, by the rule of this module's docstring."""
+    kinds: dict[str, set[str]] = {}
+    for config in configs:
+        for name, value in flatten(config).items():
+            kinds.setdefault(name, set()).add(_kind(value))
+    return {name: _common(found - {"null"}) for name, found in sorted(kinds.items())}
+
+
+def _kind(value: Any) -> str:
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return "bool"
+    if isinstance(value, int):
+        return "int64"
+    return "double" if isinstance(value, float) else "string"
+
+
+def _common(kinds: set[str]) -> str:
+    if not kinds:
+        return "null"
+    if kinds == {"int64", "double"}:
+        return "double"
+    return kinds.pop() if len(kinds) == 1 else "json"
+
+
+def runs_table(row: Mapping[str, Any], config: Mapping[str, Any], types: Mapping[str, str]) -> pa.Table:
+    """The one-row table of a run.
+
+    Args:
+        row: columns of `RUNS`; those left out are null.
+        config: resolved.
+        types: of the `cfg.*` columns, from `column_types`.
+    """
+    unknown = set(row) - set(RUNS.names)
+    assert not unknown, f"no such columns: {unknown}"
+    flat = flatten(config)
+    columns = {name: row.get(name) for name in RUNS.names} | {"schema_version": SCHEMA_VERSION}
+    schema = RUNS
+    for name, kind in types.items():
+        value = flat.get(name)
+        if kind == "json" and value is not None:
+            value = value if isinstance(value, str) else json.dumps(value)
+        columns[name] = float(value) if kind == "double" and value is not None else value
+        schema = schema.append(pa.field(name, _TYPES["string" if kind == "json" else kind]))
+    return pa.Table.from_pylist([columns], schema=schema)
+
+
+def rows_table(table: str, run_id: str, rows: Sequence[Mapping[str, Any]]) -> pa.Table:
+    """A table of many rows; `run_id` and `schema_version` are filled in."""
+    head = {"schema_version": SCHEMA_VERSION, "run_id": run_id}
+    return pa.Table.from_pylist([{**row, **head} for row in rows], schema=SCHEMAS[table])
+
+
+def write_table(path: Path, table: pa.Table) -> None:
+    """Write to a temporary name in the same folder, flush to the disk, rename. Whoever looks sees all or nothing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            pq.write_table(table, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """As `write_table`, for text."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def read_table(path: Path) -> pa.Table:
+    """One file, by itself: without the guesses that a folder's name invites.
+
+    Raises:
+        OSError, pyarrow.ArrowException: there is none, or it is no parquet file.
+    """
+    with open(path, "rb") as file:
+        return pq.ParquetFile(file).read()

@@ -1,0 +1,1 @@
+"""Mirrors of the tables. The parquet files are the truth."""

@@ -1,0 +1,20 @@
+"""No mirror."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from experiments.tracking.base import Mirrored
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoTracker:
+    folder: Path
+    sweep: str
+
+    def record(self, run: Mirrored) -> None:
+        pass
+
+    def close(self) -> None:
+        pass

@@ -1,0 +1,161 @@
+"""The workload seam: a list of requests, and whether they come one after the other or by the clock.
+
+A workload is made whole before the measurement, from one generator a stream, so that two points of a sweep get the
+same requests in the same repeat whatever else differs between them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from experiments.workloads.prompts import PromptSource
+from minivllm.config import require
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WorkloadItem:
+    """One request to send.
+
+    Args:
+        prompt_token_ids: at least one token.
+        max_tokens: output length, unless the request ends by itself.
+        arrival_s: when it is due, in seconds from the start; None sends it as soon as a client is free.
+        client_id: who sends it.
+        sampling_seed: of its draws.
+    """
+
+    prompt_token_ids: tuple[int, ...]
+    max_tokens: int
+    arrival_s: float | None = None
+    client_id: int = 0
+    sampling_seed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Streams:
+    """Independent generators, one a question, so that more draws of one do not shift another."""
+
+    arrivals: np.random.Generator
+    lengths: np.random.Generator
+    prompts: np.random.Generator
+    order: np.random.Generator
+    sampling: np.random.Generator
+    warmup: np.random.Generator
+
+    @classmethod
+    def make(cls, *, seed: int, repeat: int) -> Streams:
+        """Streams of one repeat; other repeats and other seeds share nothing with them."""
+        names = [f.name for f in dataclasses.fields(cls)]
+        roots = (np.random.SeedSequence(seed, spawn_key=(repeat, i)) for i in range(len(names)))
+        return cls(**dict(zip(names, map(np.random.default_rng, roots), strict=True)))
+
+
+class Workload(Protocol):
+    """What the driver needs of a workload."""
+
+    @property
+    def prompts(self) -> str:
+        """Where prompts come from: `heldout`, `random`, or a .jsonl file."""
+        ...
+
+    @property
+    def concurrency(self) -> int | None:
+        """Clients of a closed loop; None where requests come by the clock."""
+        ...
+
+    def items(self, streams: Streams, source: PromptSource) -> list[WorkloadItem]:
+        """All requests, in the order of their arrival. Their sampling seeds are filled in by the driver."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkloadBase:
+    """Fields that the workloads share: arrivals and prompts.
+
+    Args:
+        prompts: `heldout`, `random`, or a .jsonl file with lines {"path", "text"}.
+        concurrency: clients of a closed loop, each with one request at a time.
+        request_rate_rps: mean rate of Poisson arrivals, instead of a closed loop.
+    """
+
+    prompts: str = "heldout"
+    concurrency: int | None = None
+    request_rate_rps: float | None = None
+
+    def __post_init__(self) -> None:
+        require(isinstance(self.prompts, str) and bool(self.prompts), "workload.prompts", self.prompts, "heldout, random, or a file")
+        rate = self.request_rate_rps
+        require(
+            (self.concurrency is None) != (rate is None),
+            "workload.concurrency",
+            self.concurrency,
+            f"given or null, whichever workload.request_rate_rps={rate} is not",
+        )
+        if self.concurrency is not None:
+            self.require_counts("concurrency")
+        valid = isinstance(rate, (int, float)) and not isinstance(rate, bool) and rate > 0
+        require(rate is None or valid, "workload.request_rate_rps", rate, "above 0")
+
+    def require_counts(self, *names: str, least: int = 1) -> None:
+        for name in names:
+            value = getattr(self, name)
+            whole = isinstance(value, int) and not isinstance(value, bool)
+            require(whole and value >= least, f"workload.{name}", value, f"a whole number, {least} or more")
+
+    def require_range(self, what: str, least: int = 1) -> None:
+        """`min_<what>` and `max_<what>` are counts in order."""
+        low, high = f"min_{what}", f"max_{what}"
+        self.require_counts(low, high, least=least)
+        value = getattr(self, high)
+        require(value >= getattr(self, low), f"workload.{high}", value, f"at least workload.{low}={getattr(self, low)}")
+
+    def draw_lengths(self, what: str, count: int, streams: Streams) -> np.ndarray:
+        """Uniform over [min, max], both included. Returns: [count] int64."""
+        low, high = getattr(self, f"min_{what}"), getattr(self, f"max_{what}")
+        return streams.lengths.integers(low, high, size=count, endpoint=True)
+
+    def draw_arrivals(self, count: int, streams: Streams) -> list[float | None]:
+        """Due times of a Poisson process, or None for each request of a closed loop."""
+        if self.request_rate_rps is None:
+            return [None] * count
+        return [float(t) for t in poisson_arrivals(self.request_rate_rps, count, streams.arrivals)]
+
+
+def poisson_arrivals(rate_rps: float, count: int, generator: np.random.Generator) -> np.ndarray:
+    """Arrival times of a Poisson process: sums of exponential gaps, none of them capped.
+
+    Returns: [count] float64 seconds, increasing; the first comes after a gap too.
+    """
+    return np.cumsum(generator.exponential(1.0 / rate_rps, size=count))
+
+
+def with_sampling_seeds(items: Sequence[WorkloadItem], streams: Streams) -> list[WorkloadItem]:
+    seeds = streams.sampling.integers(0, 2**63 - 1, size=len(items))
+    return [dataclasses.replace(item, sampling_seed=int(s)) for item, s in zip(items, seeds, strict=True)]
+
+
+def warmup_items(items: Sequence[WorkloadItem], count: int, vocab_size: int, streams: Streams) -> list[WorkloadItem]:
+    """Requests in the shape of the first measured ones, with random prompts of their own and short outputs."""
+    return [
+        WorkloadItem(
+            prompt_token_ids=tuple(streams.warmup.integers(0, vocab_size, size=len(item.prompt_token_ids)).tolist()),
+            max_tokens=min(item.max_tokens, 8),
+        )
+        for item in items[:count]
+    ]
+
+
+def workload_sha256(items: Sequence[WorkloadItem]) -> str:
+    """Hash of all that is sent: equal for two points of a paired comparison."""
+    digest = hashlib.sha256()
+    for item in items:
+        head = f"{len(item.prompt_token_ids)} {item.max_tokens} {item.arrival_s!r} {item.client_id} {item.sampling_seed}\n"
+        digest.update(head.encode())
+        digest.update(np.asarray(item.prompt_token_ids, dtype="<i8").tobytes())
+    return digest.hexdigest()

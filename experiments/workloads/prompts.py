@@ -1,0 +1,101 @@
+"""Where prompt tokens come from: text that the shipped model has never seen, any other text, or random tokens."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+# Text is cut before it is tokenized: more characters a token than any tokenizer needs for code.
+_CHARS_PER_TOKEN = 8
+
+
+class PromptSource(Protocol):
+    def tokens(self, count: int, generator: np.random.Generator, *, start: bool = True) -> tuple[int, ...]:
+        """Exactly `count` tokens from a random place; `start` puts the model's first token before them, if it has one."""
+        ...
+
+    def to_complete(self, max_tokens: int, generator: np.random.Generator) -> tuple[int, ...]:
+        """The beginning of a document up to a random line: its last `max_tokens` tokens."""
+        ...
+
+
+class RandomTokens:
+    """Tokens drawn from the whole vocabulary: for speed, where the text does not matter."""
+
+    def __init__(self, vocab_size: int) -> None:
+        self._vocab_size = vocab_size
+
+    def tokens(self, count: int, generator: np.random.Generator, *, start: bool = True) -> tuple[int, ...]:
+        return tuple(generator.integers(0, self._vocab_size, size=count).tolist())
+
+    def to_complete(self, max_tokens: int, generator: np.random.Generator) -> tuple[int, ...]:
+        return self.tokens(int(generator.integers(1, max_tokens, endpoint=True)), generator)
+
+
+class TextPrompts:
+    """Stretches of documents.
+
+    Args:
+        documents: their texts, none of them empty.
+        encode: text to token ids, without special tokens.
+        first_token_id: put before every prompt, where the model has such a token.
+    """
+
+    def __init__(
+        self, documents: Sequence[str], encode: Callable[[str], list[int]], first_token_id: int | None = None
+    ) -> None:
+        # Offsets of line starts, for cuts at lines.
+        self._documents = [(text, _line_starts(text)) for text in documents]
+        self._encode = encode
+        self._first = () if first_token_id is None else (first_token_id,)
+
+    def tokens(self, count: int, generator: np.random.Generator, *, start: bool = True) -> tuple[int, ...]:
+        found = list(self._first) if start else []
+        while len(found) < count:
+            text, starts = self._pick(generator)
+            at = starts[int(generator.integers(len(starts)))]
+            found += self._encode(text[at : at + (count - len(found)) * _CHARS_PER_TOKEN])
+        return tuple(found[:count])
+
+    def to_complete(self, max_tokens: int, generator: np.random.Generator) -> tuple[int, ...]:
+        text, starts = self._pick(generator)
+        end = starts[int(generator.integers(1, len(starts)))] if len(starts) > 1 else len(text)
+        begin = max(0, end - max_tokens * _CHARS_PER_TOKEN)
+        ids = self._encode(text[begin:end])
+        room = max_tokens - len(self._first)
+        # A prompt that starts in the middle of a document has no first token.
+        return (*self._first, *ids) if begin == 0 and len(ids) <= room else tuple(ids[-max_tokens:])
+
+    def _pick(self, generator: np.random.Generator) -> tuple[str, list[int]]:
+        return self._documents[int(generator.integers(len(self._documents)))]
+
+
+def read_documents(path: str) -> list[str]:
+    """Texts of a .jsonl file with lines {"path", "text"}.
+
+    Raises:
+        ValueError: no such file, or a line that is not in this form.
+    """
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"workload.prompts={path!r}: cannot be read: {error}; use heldout, random or a .jsonl file") from error
+    documents = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            text = json.loads(line)["text"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f'workload.prompts={path!r}: line {number} is not in the form {{"path", "text"}}') from error
+        if isinstance(text, str) and text.strip():
+            documents.append(text)
+    if not documents:
+        raise ValueError(f"workload.prompts={path!r}: has no text")
+    return documents
+
+
+def _line_starts(text: str) -> list[int]:
+    return [0, *(i + 1 for i, c in enumerate(text[:-1]) if c == "\n")]
