@@ -6,6 +6,12 @@ from __future__ import annotations
 import torch
 import transformers.models.auto.tokenization_auto
 
+# A tokenizer is loaded by way of its model's config, whose module alone imports for two seconds.
+import transformers.models.llama.configuration_llama
+import transformers.models.mistral.configuration_mistral
+import transformers.models.qwen2.configuration_qwen2
+import transformers.models.qwen3.configuration_qwen3
+
 import experiments.child
 import minivllm.runner.model_runner
 

@@ -7,6 +7,8 @@ from typing import Protocol
 
 
 class Clock(Protocol):
+    """Where the engine's timestamps come from."""
+
     def now_s(self) -> float:
         """Seconds since the clock's own origin; never decreases."""
         ...

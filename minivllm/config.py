@@ -82,7 +82,12 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         require(self.weights in WEIGHTS, "model.weights", self.weights, f"one of {', '.join(WEIGHTS)}")
-        require(self.max_model_len is None or _count(self.max_model_len), "model.max_model_len", self.max_model_len, "null or 1 or more")
+        require(
+            self.max_model_len is None or _count(self.max_model_len),
+            "model.max_model_len",
+            self.max_model_len,
+            "null or 1 or more",
+        )
         if self.weights == "checkpoint":
             require(bool(self.path), "model.path", self.path, "a Hugging Face folder or hub id")
         else:
@@ -113,10 +118,15 @@ class SchedulerConfig:
         require(_count(self.max_num_seqs), "scheduler.max_num_seqs", self.max_num_seqs, "1 or more")
         tokens = self.max_num_batched_tokens
         require(_count(tokens), "scheduler.max_num_batched_tokens", tokens, "1 or more")
-        require(isinstance(self.chunked_prefill, bool), "scheduler.chunked_prefill", self.chunked_prefill, "true or false")
+        require(
+            isinstance(self.chunked_prefill, bool), "scheduler.chunked_prefill", self.chunked_prefill, "true or false"
+        )
         fraction = self.watermark_fraction
         require(
-            isinstance(fraction, (int, float)) and 0 <= fraction < 1, "scheduler.watermark_fraction", fraction, "in [0, 1)"
+            isinstance(fraction, (int, float)) and 0 <= fraction < 1,
+            "scheduler.watermark_fraction",
+            fraction,
+            "in [0, 1)",
         )
 
 
@@ -144,12 +154,16 @@ class CacheConfig:
     def __post_init__(self) -> None:
         size = self.block_size
         require(_count(size) and size & (size - 1) == 0, "cache.block_size", size, "a power of two, 1 or more")
-        require(self.num_blocks is None or _count(self.num_blocks), "cache.num_blocks", self.num_blocks, "null or 1 or more")
+        require(
+            self.num_blocks is None or _count(self.num_blocks), "cache.num_blocks", self.num_blocks, "null or 1 or more"
+        )
         require(_count(self.memory_bytes), "cache.memory_bytes", self.memory_bytes, "1 or more")
         require(isinstance(self.prefix_caching, bool), "cache.prefix_caching", self.prefix_caching, "true or false")
         require(isinstance(self.reuse_kv, bool), "cache.reuse_kv", self.reuse_kv, "true or false")
         if not self.reuse_kv:
-            require(not self.prefix_caching, "cache.prefix_caching", self.prefix_caching, "false where cache.reuse_kv=false")
+            require(
+                not self.prefix_caching, "cache.prefix_caching", self.prefix_caching, "false where cache.reuse_kv=false"
+            )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -173,7 +187,12 @@ class ExecutionConfig:
     def __post_init__(self) -> None:
         require(self.device in ("cpu", "cuda"), "execution.device", self.device, "cpu or cuda")
         require(self.dtype in ("auto", *DTYPES), "execution.dtype", self.dtype, f"auto, {', '.join(DTYPES)}")
-        require(self.num_threads is None or _count(self.num_threads), "execution.num_threads", self.num_threads, "null or 1 or more")
+        require(
+            self.num_threads is None or _count(self.num_threads),
+            "execution.num_threads",
+            self.num_threads,
+            "null or 1 or more",
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

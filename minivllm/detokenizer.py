@@ -69,8 +69,12 @@ class TextStream:
         after = self._decode(self._context, len(self._token_ids))
         if not final and after.endswith(_INCOMPLETE):
             return ""
-        self._context, self._done = self._done, len(self._token_ids)
-        return after[len(before) :]
+        new = after[len(before) :]
+        # Tokens without text (special ones) are no context: the next word would lose its space.
+        if new:
+            self._context = self._done
+        self._done = len(self._token_ids)
+        return new
 
     def _decode(self, start: int, end: int) -> str:
         return self._tokenizer.decode(self._token_ids[start:end], skip_special_tokens=True)

@@ -201,6 +201,7 @@ def blocks_in_pool(config: EngineConfig, bytes_per_block: int, max_model_len: in
     affordable = cache.memory_bytes // bytes_per_block
     if affordable < 1:
         raise ValueError(
-            f"cache.memory_bytes={cache.memory_bytes}: one block of {cache.block_size} tokens needs {bytes_per_block} bytes"
+            f"cache.memory_bytes={cache.memory_bytes}: must hold one block of {cache.block_size} tokens, "
+            f"{bytes_per_block} bytes"
         )
     return min(affordable, config.scheduler.max_num_seqs * math.ceil(max_model_len / cache.block_size))

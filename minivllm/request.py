@@ -9,6 +9,8 @@ from minivllm.sampling_params import SamplingParams
 
 
 class RequestStatus(enum.Enum):
+    """Where a request is; a preempted one waits again."""
+
     WAITING = "waiting"
     RUNNING = "running"
     FINISHED = "finished"

@@ -131,8 +131,8 @@ def line(name: str, tokens: int, times: list[list[float]], labels: list[str], ai
     ratios = [b / a for a, b in zip(times[0], times[1], strict=True)]
     ratio = statistics.median(ratios)
     parts = [f"{label} {tokens / statistics.median(t):7.0f} tok/s" for label, t in zip(labels, times, strict=True)]
-    verdict = "reached" if ratio >= aim else "missed"
-    print(f"{name:12s} {'   '.join(parts)}   ratio {ratio:5.2f} [{min(ratios):.2f}, {max(ratios):.2f}]  aim {aim:g}: {verdict}")
+    verdict = f"aim {aim:g}: {'reached' if ratio >= aim else 'missed'}"
+    print(f"{name:12s} {'   '.join(parts)}   ratio {ratio:5.2f} [{min(ratios):.2f}, {max(ratios):.2f}]  {verdict}")
     sys.stdout.flush()
     return statistics.median(times[0])
 
@@ -153,7 +153,8 @@ def main() -> None:
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     bandwidth, flops = read_bandwidth_bytes_per_s(), peak_flops()
     print(f"torch {torch.__version__}, {args.threads} threads, fp32, {args.rounds} rounds")
-    print(f"measured: {bandwidth / 1e9:.1f} GB/s reading {llm.engine.memory().weights_bytes / 1e6:.0f} MB, {flops / 1e9:.0f} GFLOP/s")
+    megabytes = llm.engine.memory().weights_bytes / 1e6
+    print(f"measured: {bandwidth / 1e9:.1f} GB/s reading {megabytes:.0f} MB, {flops / 1e9:.0f} GFLOP/s")
 
     def wanted(name: str) -> bool:
         return args.only in (None, name)

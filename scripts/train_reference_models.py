@@ -126,7 +126,7 @@ def kneser_ney_nats(train: np.ndarray, held_out: list[np.ndarray], order: int = 
     An n-gram of 12-bit tokens is one int64, so counting is `np.unique` and looking up is a binary search.
     """
     bits = 12
-    assert VOCAB_SIZE <= 1 << bits and order * bits < 64
+    assert 1 << bits >= VOCAB_SIZE and order * bits < 64
 
     def ngrams(tokens: np.ndarray, n: int) -> np.ndarray:
         keys = np.zeros(len(tokens) - n + 1, dtype=np.int64)
@@ -475,7 +475,8 @@ def main() -> int:
         (folder / "training.json").write_text(json.dumps(card, indent=2) + "\n")
         (args.out / f"{name}_loss.jsonl").replace(folder / "loss.jsonl")
         (args.out / f"{name}.partial.pt").unlink()
-        print(f"{name}: held-out {final[-1]:.4f} nats a token (5-gram {baseline:.4f}), by exit {card['held_out_nats_by_exit']}")
+        by_exit = card["held_out_nats_by_exit"]
+        print(f"{name}: held-out {final[-1]:.4f} nats a token (5-gram {baseline:.4f}), by exit {by_exit}")
         if final[-1] >= baseline:
             print(f"{name}: does not beat the 5-gram baseline", file=sys.stderr)
             if name == "target":

@@ -52,22 +52,26 @@ class AttentionShape:
 
 
 class AttentionBackend(Protocol):
-    """One attention implementation. Metadata is its own affair: `prepare` makes it, `attend` gets it back."""
+    """One attention implementation, made once an engine with `shape` and `kv_cache`.
+
+    `kv_cache` is [num_layers, num_blocks, block_size, 2, num_kv_heads, head_dim]; index 0 of dimension 3 is K. The
+    runner owns it, the backend writes and reads it. Metadata is the backend's own affair: `prepare` makes it, `attend`
+    gets it back.
+    """
 
     def prepare(self, batch: PackedBatch) -> Any:
         """Metadata of a step, made once for all layers."""
         ...
 
-    def attend(self, q_NHD: Tensor, k_NKD: Tensor, v_NKD: Tensor, kv_cache: Tensor, layer: int, metadata: Any) -> Tensor:
-        """Write this step's K/V (already rotated) to its slots, attend causally over each request's whole context.
+    def attend(self, qkv: Tensor, layer: int, metadata: Any) -> Tensor:
+        """Write this step's K/V to its slots, attend causally over each request's whole context.
 
         Args:
-            q_NHD, k_NKD, v_NKD: this step's projections, rotary applied to q and k.
-            kv_cache: [num_blocks, block_size, 2, num_kv_heads, head_dim] of this layer; index 0 of dim 2 is K.
-            layer: index of the layer, for its sliding window.
+            qkv: [N, (H + 2 K) * D] contiguous: q, k, v of each token, q and k rotated.
+            layer: index of the layer.
             metadata: what `prepare` made of this step's batch.
 
         Returns:
-            [N, num_heads * head_dim].
+            [N, H * D].
         """
         ...

@@ -55,12 +55,17 @@ class TorchAttention:
 
     Args:
         shape: the model's attention shape.
+        kv_cache: see `AttentionBackend`.
     """
 
-    def __init__(self, shape: AttentionShape) -> None:
+    def __init__(self, shape: AttentionShape, kv_cache: Tensor) -> None:
         self.shape = shape
         self.group_size = shape.num_heads // shape.num_kv_heads
+        self._q_size = shape.num_heads * shape.head_dim
         self._windows = tuple(dict.fromkeys(shape.sliding_windows))
+        # Views of each layer, made once: [num_slots, 2 * K * D] to write tokens, [num_blocks, -1] to read blocks.
+        self._slots = [layer.view(-1, 2 * shape.num_kv_heads * shape.head_dim) for layer in kv_cache]
+        self._blocks = [layer.flatten(1) for layer in kv_cache]
 
     def prepare(self, batch: PackedBatch) -> TorchMetadata:
         query_lens = np.diff(batch.cu_seqlens_q)
@@ -112,47 +117,41 @@ class TorchAttention:
         mask = torch.zeros(hidden.shape, device=device).masked_fill_(torch.from_numpy(hidden).to(device), float("-inf"))
         return mask[:, None]
 
-    def attend(
-        self, q_NHD: Tensor, k_NKD: Tensor, v_NKD: Tensor, kv_cache: Tensor, layer: int, metadata: TorchMetadata
-    ) -> Tensor:
-        shape = self.shape
-        num_tokens = q_NHD.shape[0]
-        slots = kv_cache.view(-1, 2, shape.num_kv_heads, shape.head_dim)
-        slots[:, 0].index_copy_(0, metadata.slot_mapping, k_NKD)
-        slots[:, 1].index_copy_(0, metadata.slot_mapping, v_NKD)
-        blocks = kv_cache.view(kv_cache.shape[0], -1)
-        window = shape.sliding_windows[layer]
+    def attend(self, qkv: Tensor, layer: int, metadata: TorchMetadata) -> Tensor:
+        self._slots[layer].index_copy_(0, metadata.slot_mapping, qkv[:, self._q_size :])
+        window = self.shape.sliding_windows[layer]
         outputs = []
         for group in metadata.groups:
-            q = q_NHD if group.query_indices is None else q_NHD.index_select(0, group.query_indices)
+            rows = qkv if group.query_indices is None else qkv.index_select(0, group.query_indices)
             if group.block_ids is None:
-                k, v = k_NKD, v_NKD
-                if group.query_indices is not None:
-                    k, v = k.index_select(0, group.query_indices), v.index_select(0, group.query_indices)
-                outputs.append(self._attend_causal(q, k, v))
-                continue
-            kv = blocks.index_select(0, group.block_ids)
-            kv_BS2KD = kv.view(group.num_requests, group.num_keys, 2, shape.num_kv_heads, shape.head_dim)
-            outputs.append(self._attend_masked(q, kv_BS2KD, group, group.masks[window]))
+                outputs.append(self._attend_causal(rows))
+            else:
+                kv = self._blocks[layer].index_select(0, group.block_ids)
+                outputs.append(self._attend_masked(rows[:, : self._q_size], kv, group, group.masks[window]))
         output = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
         if metadata.output_indices is not None:
             output = output.index_select(0, metadata.output_indices)
-        return output.view(num_tokens, -1)
+        return output
 
-    def _attend_causal(self, q_QHD: Tensor, k_QKD: Tensor, v_QKD: Tensor) -> Tensor:
-        q, k, v = (t.transpose(0, 1)[None] for t in (q_QHD, k_QKD, v_QKD))
+    def _attend_causal(self, qkv: Tensor) -> Tensor:
+        shape, num_tokens = self.shape, qkv.shape[0]
+        heads = qkv.view(1, num_tokens, -1, shape.head_dim).transpose(1, 2)
+        q, k, v = heads.split((shape.num_heads, shape.num_kv_heads, shape.num_kv_heads), dim=1)
         if self.group_size > 1:
             k, v = k.repeat_interleave(self.group_size, dim=1), v.repeat_interleave(self.group_size, dim=1)
         output = F.scaled_dot_product_attention(q, k, v, is_causal=True)
-        return output[0].transpose(0, 1).reshape(q_QHD.shape[0], -1)
+        return output.transpose(1, 2).reshape(num_tokens, -1)
 
-    def _attend_masked(self, q_THD: Tensor, kv_BS2KD: Tensor, group: _Group, mask: Tensor) -> Tensor:
+    def _attend_masked(self, q: Tensor, kv: Tensor, group: _Group, mask: Tensor) -> Tensor:
         """The heads of a K/V head's group are further query rows, so that its keys are read once for all of them."""
         K, G, D = self.shape.num_kv_heads, self.group_size, self.shape.head_dim
         B, Q = group.num_requests, group.query_len
-        q = q_THD.view(B, Q, K, G, D).transpose(1, 2).reshape(B, K, Q * G, D)
-        k, v = kv_BS2KD[:, :, 0].transpose(1, 2), kv_BS2KD[:, :, 1].transpose(1, 2)
+        k, v = kv.view(B, group.num_keys, 2, K, D).permute(2, 0, 3, 1, 4).unbind(0)
         mask = mask if mask.dtype == q.dtype else mask.to(q.dtype)
+        if Q == 1:
+            output = F.scaled_dot_product_attention(q.view(B, K, G, D), k, v, attn_mask=mask)
+            return output.reshape(B, K * G * D)
+        q = q.view(B, Q, K, G, D).transpose(1, 2).reshape(B, K, Q * G, D)
         output = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         return output.view(B, K, Q, G, D).transpose(1, 2).reshape(B * Q, K * G * D)
 

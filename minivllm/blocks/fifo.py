@@ -6,5 +6,7 @@ from minivllm.blocks.base import BlockHistory, PriorityEviction
 
 
 class FIFO(PriorityEviction):
+    """Order of first caching."""
+
     def priority(self, block: BlockHistory) -> tuple[float, ...]:
         return (block.published_at,)

@@ -136,9 +136,7 @@ class BlockTables:
 
     def num_slots_unused(self, running: Sequence[Request]) -> int:
         """Slots of held blocks without K/V. Shared blocks are full but for a moment, so private tails decide."""
-        return sum(
-            len(self._tables[r.request_id]) * self.block_size - r.num_computed_tokens for r in running
-        )
+        return sum(len(self._tables[r.request_id]) * self.block_size - r.num_computed_tokens for r in running)
 
     def check(self) -> None:
         """Assert that the pool's references are exactly the tables' entries."""

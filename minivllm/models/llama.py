@@ -24,9 +24,9 @@ from minivllm.models.rope import apply_rope_, interleave_pairs, rotation_table
 from minivllm.models.spec import ModelSpec
 from minivllm.quantization.base import QuantizationScheme
 
-# (q_NHD, k_NKD, v_NKD, layer) -> [N, H * D]. All three are views into one [N, H + 2 K, D] buffer, in this order:
-# a token's k and v are neighbours, so that both can be written to a cache at once.
-Attend = Callable[[Tensor, Tensor, Tensor, int], Tensor]
+# (qkv, layer) -> [N, H * D]. A row of qkv, [N, (H + 2 K) * D] contiguous, is q of all heads, then k, then v, q and k
+# rotated: one buffer, so that k and v of a token can go to the cache in one write. It may not be kept after the call.
+Attend = Callable[[Tensor, int], Tensor]
 
 
 class Model(Protocol):
@@ -190,18 +190,18 @@ class Llama:
         attend: Attend,
         on_layer: Callable[[int, Tensor], None] | None = None,
     ) -> Tensor:
-        num_heads, head_dim = self.spec.num_heads, self.spec.head_dim
+        head_dim = self.spec.head_dim
         rotation = self._rotations.index_select(0, positions)
         # index_select copies, so that the stream may be updated in place.
         residual = self.embedding.index_select(0, token_ids)
         x = self.layers[0].input_norm(residual)
         for index, (layer, next_norm) in enumerate(self._layers_and_next_norms):
-            qkv = layer.qkv(x).view(-1, self._qkv_heads, head_dim)
-            qk = qkv[:, : self._qk_heads]
+            qkv = layer.qkv(x)
+            qk_NHD = qkv.view(-1, self._qkv_heads, head_dim)[:, : self._qk_heads]
             if layer.qk_norm is not None:
-                qk.copy_(layer.qk_norm(qk))
-            apply_rope_(qk, rotation)
-            attended = attend(qk[:, :num_heads], qk[:, num_heads:], qkv[:, self._qk_heads :], index)
+                qk_NHD.copy_(layer.qk_norm(qk_NHD))
+            apply_rope_(qk_NHD, rotation)
+            attended = attend(qkv, index)
             x, residual = layer.post_norm.add(layer.o(attended), residual)
             x = layer.down(silu_and_mul(layer.gate_up(x)))
             if on_layer is not None:

@@ -38,9 +38,7 @@ class ModelRunner:
         if execution.num_threads is not None:
             torch.set_num_threads(execution.num_threads)
         self.device = torch.device(execution.device)
-        self.model = load_model(
-            config.model, device=execution.device, dtype=execution.dtype, scheme=Unquantized()
-        )
+        self.model = load_model(config.model, device=execution.device, dtype=execution.dtype, scheme=Unquantized())
         spec = self.model.spec
         self.max_model_len = spec.limit_length(config.model.max_model_len)
         self.vocab_size = spec.vocab_size
@@ -49,7 +47,7 @@ class ModelRunner:
         self._path = config.model.path
 
         row_elements = 2 * spec.num_kv_heads * spec.head_dim
-        self._dtype = dtype = self.model.embedding.dtype
+        self._dtype = dtype = self.model.dtype
         self._bytes_per_block = spec.num_layers * self.block_size * row_elements * dtype.itemsize
         self.num_blocks = blocks_in_pool(config, self._bytes_per_block, self.max_model_len)
         # Zeros, not empty: masked keys are multiplied by 0, and 0 times a stray NaN is NaN.
@@ -66,7 +64,7 @@ class ModelRunner:
             block_size=self.block_size,
             sliding_windows=spec.sliding_windows,
         )
-        self.attention: AttentionBackend = execution.attention.make("execution.attention", shape=shape)
+        self.attention: AttentionBackend = execution.attention.make("attention", shape=shape, kv_cache=self.kv_cache)
 
         max_rows = config.scheduler.max_num_seqs
         max_blocks = -(-self.max_model_len // self.block_size)
@@ -88,8 +86,8 @@ class ModelRunner:
         batch = self._pack(plan.chunks, rows)
         metadata = self.attention.prepare(batch)
 
-        def attend(q_NHD: Tensor, k_NKD: Tensor, v_NKD: Tensor, layer: int) -> Tensor:
-            return self.attention.attend(q_NHD, k_NKD, v_NKD, self.kv_cache[layer], layer, metadata)
+        def attend(qkv: Tensor, layer: int) -> Tensor:
+            return self.attention.attend(qkv, layer, metadata)
 
         hidden_NC = self.model.forward(batch.token_ids, batch.positions, attend)
         sampling = [(chunk, row) for chunk, row in zip(plan.chunks, rows.tolist(), strict=True) if chunk.samples]

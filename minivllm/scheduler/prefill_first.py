@@ -10,10 +10,12 @@ from minivllm.scheduler.base import SchedulerState, SchedulingPolicy
 
 
 class PrefillFirst(SchedulingPolicy):
+    """Prompts before decodes, never both in one step."""
+
     mixed_steps = False
 
     def order(self, state: SchedulerState, now_s: float) -> Sequence[RequestView]:
         everyone = super().order(state, now_s)
         running = {request.request_id for request in state.running}
         # Unfinished prefills, then new prompts, then decodes (which run only if no prompt could be admitted).
-        return sorted(everyone, key=lambda r: (not r.is_prefill and r.request_id in running))
+        return sorted(everyone, key=lambda r: not r.is_prefill and r.request_id in running)

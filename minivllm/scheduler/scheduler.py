@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NoReturn
 
 from minivllm.blocks.tables import BlockTables
 from minivllm.config import SchedulerConfig
@@ -145,7 +146,7 @@ class Scheduler:
         for allotment in plan:
             request_id = allotment.request.request_id
             request = self._requests.get(request_id)
-            if request is not allotment.request:
+            if request is None or request is not allotment.request:
                 self._break("known requests", f"request {request_id} is finished or was never added")
             if request_id in seen:
                 self._break("once a step", f"request {request_id} is planned twice")
@@ -159,7 +160,7 @@ class Scheduler:
             self._break("token budget", f"{spent} tokens are planned, {self.config.max_num_batched_tokens} allowed")
         return plan
 
-    def _break(self, rule: str, what: str) -> None:
+    def _break(self, rule: str, what: str) -> NoReturn:
         raise PolicyError(f"scheduler={type(self.policy).__name__}: breaks the rule of {rule}: {what}")
 
     def _chunk_size(self, remaining: int, wanted: int | None, draft: _Draft) -> int:
@@ -267,9 +268,7 @@ class Scheduler:
         samples = start + num_tokens == request.num_tokens
         if draft.kind is None:
             draft.kind = request.is_prefill
-        draft.chunks.append(
-            Chunk(request_id=request.request_id, start=start, num_tokens=num_tokens, samples=samples)
-        )
+        draft.chunks.append(Chunk(request_id=request.request_id, start=start, num_tokens=num_tokens, samples=samples))
         draft.scheduled.add(request.request_id)
         draft.budget -= num_tokens
 
@@ -279,7 +278,6 @@ class Scheduler:
         victim = self._requests.get(chosen.request_id)
         if victim is None or victim not in candidates:
             self._break("victims", f"request {chosen.request_id} is no candidate")
-        assert victim is not None
         return victim
 
     def _preempt(self, request: Request) -> None:

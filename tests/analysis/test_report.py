@@ -101,7 +101,7 @@ def test_caveats_name_few_repeats_failures_and_load(tmp_path: Path, make_sweep: 
     assert "1 of 4 runs did not finish" in said
     assert "At most 2 finished repeats a point" in said
     assert "Points have between 1 and 2 finished repeats" in said
-    assert "1 of 3 runs saw a load average above the number of cores (up to 7.2)" in said
+    assert "1 of 3 runs saw a load average well above the number of cores (up to 7.2)" in said
     assert "The environment changed within the sweep: `python`." in said
     assert "000000000000-r0.parquet: cannot be read" in said
 

@@ -32,7 +32,9 @@ def loads(draw):
     for _ in range(draw(st.integers(1, 5))):
         shared = draw(st.integers(0, 34))
         own = draw(st.lists(st.integers(3, 9), min_size=1, max_size=4))
-        prompts.append((tuple(stem[:shared] + own), draw(st.sampled_from([1, 7, 18])), draw(st.sampled_from([1, 1, 3]))))
+        prompts.append(
+            (tuple(stem[:shared] + own), draw(st.sampled_from([1, 7, 18])), draw(st.sampled_from([1, 1, 3])))
+        )
     return prompts
 
 

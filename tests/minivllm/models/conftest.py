@@ -34,7 +34,9 @@ def _make_dense_attend(spec: Any, lengths: Sequence[int]) -> Attend:
     """Causal attention over packed prompts, one request, one query and one head at a time."""
     starts = [sum(lengths[:i]) for i in range(len(lengths))]
 
-    def attend(q_NHD: Tensor, k_NKD: Tensor, v_NKD: Tensor, layer: int) -> Tensor:
+    def attend(qkv: Tensor, layer: int) -> Tensor:
+        sizes = (spec.num_heads, spec.num_kv_heads, spec.num_kv_heads)
+        q_NHD, k_NKD, v_NKD = qkv.view(len(qkv), -1, spec.head_dim).split(sizes, dim=1)
         out = torch.full_like(q_NHD, float("nan"), memory_format=torch.contiguous_format)
         group = q_NHD.shape[1] // k_NKD.shape[1]
         window = spec.sliding_windows[layer]

@@ -55,8 +55,11 @@ def _make_random(scheme: Any = None, dtype: str = "float32", seed: int = 0, **sh
 
 
 def _logits(model: Llama) -> Tensor:
-    def attend(q: Tensor, k: Tensor, v: Tensor, layer: int) -> Tensor:
-        return v.repeat_interleave(q.shape[1] // v.shape[1], 1).flatten(1)
+    spec = model.spec
+
+    def attend(qkv: Tensor, layer: int) -> Tensor:
+        v = qkv.view(len(qkv), -1, spec.head_dim)[:, spec.num_heads + spec.num_kv_heads :]
+        return v.repeat_interleave(spec.num_heads // spec.num_kv_heads, 1).flatten(1)
 
     with torch.inference_mode():
         return model.compute_logits(model.forward(torch.arange(5), torch.arange(5), attend))

@@ -1,0 +1,112 @@
+"""The torch backend against the definition in `minivllm_kernels.paged_attention.reference`."""
+
+from __future__ import annotations
+
+import hypothesis.strategies as st
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+
+from minivllm.attention.base import AttentionShape, PackedBatch
+from minivllm.attention.torch_backend import TorchAttention
+from minivllm_kernels.paged_attention.reference import paged_attention_reference
+
+
+def _make_case(query_lens, computed, *, num_kv_heads, group, head_dim, block_size, window, seed=0):
+    """A batch over a cache that holds random K/V everywhere, and NaN nowhere but in nobody's block."""
+    generator = torch.Generator().manual_seed(seed)
+    contexts = [q + c for q, c in zip(query_lens, computed, strict=True)]
+    blocks_each = [-(-c // block_size) for c in contexts]
+    num_blocks = sum(blocks_each) + 1
+    order = torch.randperm(num_blocks - 1, generator=generator).numpy() + 1
+    table = np.full((len(query_lens), max(blocks_each)), -1, dtype=np.int32)
+    at = 0
+    for row, count in enumerate(blocks_each):
+        table[row, :count] = order[at : at + count]
+        at += count
+    num_heads = num_kv_heads * group
+    cache = torch.randn(2, num_blocks, block_size, 2, num_kv_heads, head_dim, generator=generator)
+    qkv = torch.randn(sum(query_lens), (num_heads + 2 * num_kv_heads) * head_dim, generator=generator)
+    positions = np.concatenate([np.arange(c, c + q) for q, c in zip(query_lens, computed, strict=True)])
+    rows = np.repeat(np.arange(len(query_lens)), query_lens)
+    slots = table[rows, positions // block_size].astype(np.int64) * block_size + positions % block_size
+    batch = PackedBatch(
+        token_ids=torch.zeros(len(positions), dtype=torch.int64),
+        positions=torch.from_numpy(positions),
+        slot_mapping=torch.from_numpy(slots),
+        cu_seqlens_q=np.concatenate([[0], np.cumsum(query_lens)]).astype(np.int32),
+        context_lens=np.array(contexts, dtype=np.int32),
+        block_table=table,
+        sample_indices=torch.zeros(0, dtype=torch.int64),
+    )
+    shape = AttentionShape(
+        num_layers=2,
+        num_heads=num_heads,
+        num_kv_heads=num_kv_heads,
+        head_dim=head_dim,
+        block_size=block_size,
+        # Two layers that see differently, as some Qwen2 models have.
+        sliding_windows=(window, None),
+    )
+    return batch, shape, cache, qkv
+
+
+@settings(max_examples=120, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@given(
+    lens=st.lists(
+        st.tuples(st.sampled_from([1, 1, 1, 2, 7, 33]), st.sampled_from([0, 0, 1, 15, 16, 70])), min_size=1, max_size=7
+    ),
+    num_kv_heads=st.sampled_from([1, 2, 3]),
+    group=st.sampled_from([1, 2, 4, 7]),
+    head_dim=st.sampled_from([8, 24, 32]),
+    block_size=st.sampled_from([1, 2, 16, 64]),
+    window=st.sampled_from([None, 1, 5, 40]),
+)
+def test_attention_is_that_of_the_definition(lens, num_kv_heads, group, head_dim, block_size, window) -> None:
+    query_lens, computed = [q for q, _ in lens], [c for _, c in lens]
+    batch, shape, cache, qkv = _make_case(
+        query_lens,
+        computed,
+        num_kv_heads=num_kv_heads,
+        group=group,
+        head_dim=head_dim,
+        block_size=block_size,
+        window=window,
+    )
+    expected_cache = cache.clone()
+    backend = TorchAttention(shape, cache)
+    metadata = backend.prepare(batch)
+    heads = qkv.view(len(qkv), -1, head_dim)
+    q, k, v = heads.split((shape.num_heads, num_kv_heads, num_kv_heads), dim=1)
+    for layer in range(2):
+        got = backend.attend(qkv, layer, metadata)
+        written = expected_cache[layer].view(-1, 2, num_kv_heads, head_dim)
+        written[batch.slot_mapping] = torch.stack([k, v], dim=1)
+        assert torch.equal(cache[layer], expected_cache[layer])
+        wanted = paged_attention_reference(
+            q.double(),
+            expected_cache[layer].double(),
+            torch.from_numpy(batch.block_table),
+            torch.from_numpy(batch.cu_seqlens_q),
+            torch.from_numpy(batch.context_lens),
+            scale=head_dim**-0.5,
+            sliding_window=shape.sliding_windows[layer],
+        )
+        torch.testing.assert_close(got.double(), wanted.reshape(got.shape), atol=2e-5, rtol=0)
+
+
+@pytest.mark.parametrize("lens", [[(1, 40)] * 5, [(1, 3), (1, 2000)], [(64, 0)], [(9, 0), (1, 5)]], ids=str)
+def test_no_layer_calls_attention_more_often_than_there_are_shapes(lens, monkeypatch) -> None:
+    """Never one call a request: equal requests share one."""
+    calls = []
+    real = torch.nn.functional.scaled_dot_product_attention
+    monkeypatch.setattr(
+        torch.nn.functional, "scaled_dot_product_attention", lambda *a, **k: calls.append(1) or real(*a, **k)
+    )
+    batch, shape, cache, qkv = _make_case(
+        [q for q, _ in lens], [c for _, c in lens], num_kv_heads=1, group=2, head_dim=8, block_size=16, window=None
+    )
+    backend = TorchAttention(shape, cache)
+    backend.attend(qkv, 1, backend.prepare(batch))
+    assert len(calls) <= len(set(lens))
