@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,9 +48,10 @@ class SamplingParams:
     frequency_penalty: float = 0.0
 
     def __post_init__(self) -> None:
-        stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
-        object.__setattr__(self, "stop", stop)
-        object.__setattr__(self, "stop_token_ids", tuple(self.stop_token_ids or ()))
+        object.__setattr__(self, "stop", _several(self.stop, str, "stop", "strings"))
+        object.__setattr__(
+            self, "stop_token_ids", _several(self.stop_token_ids, int, "stop_token_ids", "whole numbers")
+        )
         _require(_finite(self.temperature) and self.temperature >= 0, "temperature", self.temperature, "0 or more")
         _require(_whole(self.top_k) and self.top_k >= -1, "top_k", self.top_k, "a whole number, 0 (all) or more")
         _require(_finite(self.top_p) and 0 < self.top_p <= 1, "top_p", self.top_p, "in (0, 1]")
@@ -57,7 +59,7 @@ class SamplingParams:
         _require(_whole(self.max_tokens) and self.max_tokens >= 1, "max_tokens", self.max_tokens, "1 or more")
         _require(_whole(self.n) and self.n >= 1, "n", self.n, "1 or more")
         _require(self.seed is None or _whole(self.seed), "seed", self.seed, "a whole number or null")
-        _require(all(isinstance(s, str) and s for s in stop), "stop", self.stop, "non-empty strings")
+        _require(all(isinstance(s, str) and s for s in self.stop), "stop", self.stop, "non-empty strings")
         _require(all(map(_whole, self.stop_token_ids)), "stop_token_ids", self.stop_token_ids, "whole numbers")
         _require(
             self.logprobs is None or (_whole(self.logprobs) and 0 <= self.logprobs <= 1024),
@@ -82,6 +84,14 @@ class SamplingParams:
     @property
     def penalized(self) -> bool:
         return self.repetition_penalty != 1 or self.presence_penalty != 0 or self.frequency_penalty != 0
+
+
+def _several(value: object, single: type, key: str, allowed: str) -> tuple[Any, ...]:
+    """A tuple of one, several or no values."""
+    if isinstance(value, single):
+        return (value,)
+    _require(value is None or isinstance(value, Iterable), key, value, allowed)
+    return tuple(value or ())  # type: ignore[arg-type]
 
 
 def _whole(value: object) -> bool:

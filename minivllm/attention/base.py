@@ -30,7 +30,7 @@ class PackedBatch:
     slot_mapping: Tensor
     # [R + 1] int32
     cu_seqlens_q: np.ndarray
-    # [R] int32, keys that each request's last query sees: computed before plus this step's
+    # [R] int64, keys that each request's last query sees: computed before plus this step's
     context_lens: np.ndarray
     # [R, max_blocks of this step] int32, padded with -1
     block_table: np.ndarray

@@ -36,7 +36,8 @@ class _Group:
     query_indices: Tensor | None
     # [B * blocks] block of each padded key, or None where the step's own keys are all there is.
     block_ids: Tensor | None
-    # [B, 1, Q * G, S] additive, by sliding window. Empty where the causal flag says it all.
+    # [B, 1, Q * G, S] additive, or [B, 1, 1, S] for single queries, by sliding window. Empty where the causal flag says
+    # it all.
     masks: dict[int | None, Tensor]
 
 
@@ -96,7 +97,7 @@ class TorchAttention:
         # Padding reads block 0, and the mask hides it.
         blocks = np.maximum(batch.block_table[rows, :num_blocks], 0).ravel()
         num_keys = num_blocks * self.shape.block_size
-        # Position of each padded query, and which keys it sees.
+        # Position of each padded query, which decides what keys it sees.
         positions = (contexts - lens)[:, None] + np.minimum(np.arange(query_len), lens[:, None] - 1)
         return _Group(
             num_requests=len(rows),
@@ -104,18 +105,20 @@ class TorchAttention:
             num_keys=num_keys,
             query_indices=query_indices,
             block_ids=torch.from_numpy(blocks).to(device),
-            masks={window: self._mask(positions, num_keys, window, device) for window in self._windows},
+            masks={window: self._mask(positions, num_keys, window).to(device) for window in self._windows},
         )
 
-    def _mask(self, positions_BQ: np.ndarray, num_keys: int, window: int | None, device: torch.device) -> Tensor:
+    def _mask(self, positions_BQ: np.ndarray, num_keys: int, window: int | None) -> Tensor:
         keys_S = np.arange(num_keys)
         hidden = keys_S > positions_BQ[..., None]
         if window is not None:
             hidden |= keys_S <= positions_BQ[..., None] - window
-        # Query rows are (position, head of the group), as `attend` lays them out.
-        hidden = np.repeat(hidden, self.group_size, axis=1)
-        mask = torch.zeros(hidden.shape, device=device).masked_fill_(torch.from_numpy(hidden).to(device), float("-inf"))
-        return mask[:, None]
+        # Query rows are (position, head of the group), as `attend` lays them out; of one position all are alike.
+        if positions_BQ.shape[1] > 1:
+            hidden = np.repeat(hidden, self.group_size, axis=1)
+        mask = np.zeros(hidden.shape, dtype=np.float32)
+        mask[hidden] = -np.inf
+        return torch.from_numpy(mask[:, None])
 
     def attend(self, qkv: Tensor, layer: int, metadata: TorchMetadata) -> Tensor:
         self._slots[layer].index_copy_(0, metadata.slot_mapping, qkv[:, self._q_size :])
@@ -162,9 +165,12 @@ def _grouped(query_lens: np.ndarray, context_lens: np.ndarray) -> list[np.ndarra
     Greedy over requests sorted by (query length, context): a group closes when the next request would bring more
     padding than a group of its own costs.
     """
+    if len(query_lens) == 1:
+        return [np.zeros(1, dtype=np.int64)]
+    if query_lens.max() == 1 and len(query_lens) * context_lens.max() - context_lens.sum() <= _MAX_PADDED_KEYS:
+        # Decodes of similar length, the usual step.
+        return [np.arange(len(query_lens))]
     order = np.lexsort((context_lens, query_lens))
-    if len(order) == 1:
-        return [order]
     lens, contexts = query_lens.tolist(), context_lens.tolist()
     groups: list[list[int]] = []
     used_keys = used_pairs = max_keys = 0

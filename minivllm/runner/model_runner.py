@@ -137,33 +137,36 @@ class ModelRunner:
         self.kv_cache.index_copy_(1, targets, self.kv_cache.index_select(1, sources))
 
     def _pack(self, chunks: tuple[Chunk, ...], rows: np.ndarray) -> PackedBatch:
+        num_rows, size = len(chunks), self.block_size
         starts = np.array([chunk.start for chunk in chunks], dtype=np.int64)
-        counts = np.array([chunk.num_tokens for chunk in chunks], dtype=np.int64)
-        cu_seqlens_q = np.zeros(len(chunks) + 1, dtype=np.int32)
-        np.cumsum(counts, out=cu_seqlens_q[1:])
-        num_tokens = int(cu_seqlens_q[-1])
-        if num_tokens == len(chunks):
-            token_rows, positions = rows, starts
+        samples = [i for i, chunk in enumerate(chunks) if chunk.samples]
+        if all(chunk.num_tokens == 1 for chunk in chunks):
+            # Decodes only, the usual step.
+            cu_seqlens_q = np.arange(num_rows + 1, dtype=np.int32)
+            token_rows, positions, context_lens = rows, starts, starts + 1
+            last_tokens = np.array(samples, dtype=np.int64)
         else:
+            counts = np.array([chunk.num_tokens for chunk in chunks], dtype=np.int64)
+            cu_seqlens_q = np.zeros(num_rows + 1, dtype=np.int32)
+            np.cumsum(counts, out=cu_seqlens_q[1:])
             token_rows = np.repeat(rows, counts)
-            positions = np.arange(num_tokens) + np.repeat(starts - cu_seqlens_q[:-1], counts)
-        slots = self._block_table[token_rows, positions // self.block_size].astype(np.int64)
-        slots = slots * self.block_size + positions % self.block_size
-        context_lens = starts + counts
-        num_blocks = -(-int(context_lens.max()) // self.block_size)
-        samples = np.array([chunk.samples for chunk in chunks])
+            positions = np.arange(len(token_rows)) + np.repeat(starts - cu_seqlens_q[:-1], counts)
+            context_lens = starts + counts
+            last_tokens = cu_seqlens_q[1:][samples].astype(np.int64) - 1
+        slots = self._block_table[token_rows, positions // size] * np.int64(size) + positions % size
+        num_blocks = -(-int(context_lens.max()) // size)
         return PackedBatch(
             token_ids=self._to_device(self._token_ids[token_rows, positions]),
             positions=self._to_device(positions),
             slot_mapping=self._to_device(slots),
             cu_seqlens_q=cu_seqlens_q,
-            context_lens=context_lens.astype(np.int32),
+            context_lens=context_lens,
             block_table=self._block_table[rows, :num_blocks],
-            sample_indices=self._to_device(cu_seqlens_q[1:][samples].astype(np.int64) - 1),
+            sample_indices=self._to_device(last_tokens),
         )
 
     def _to_device(self, array: np.ndarray) -> Tensor:
-        return torch.from_numpy(np.ascontiguousarray(array)).to(self.device)
+        return torch.from_numpy(array).to(self.device)
 
     def _sample(self, logits_MV: Tensor, sampling: list[tuple[Chunk, int]]) -> StepResult:
         if all(self._plain[row] for _, row in sampling):

@@ -36,7 +36,7 @@ def _make_case(query_lens, computed, *, num_kv_heads, group, head_dim, block_siz
         positions=torch.from_numpy(positions),
         slot_mapping=torch.from_numpy(slots),
         cu_seqlens_q=np.concatenate([[0], np.cumsum(query_lens)]).astype(np.int32),
-        context_lens=np.array(contexts, dtype=np.int32),
+        context_lens=np.array(contexts, dtype=np.int64),
         block_table=table,
         sample_indices=torch.zeros(0, dtype=torch.int64),
     )

@@ -1,0 +1,85 @@
+"""Parts that go wrong, and parts from outside: for tests only, plugged in by import path."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from minivllm.attention.torch_backend import TorchAttention
+from minivllm.request import RequestView
+from minivllm.scheduler.base import SchedulerState, SchedulingPolicy
+
+
+class Raises(SchedulingPolicy):
+    """Raises in its third step, in two lines."""
+
+    def __init__(self) -> None:
+        self._steps = 0
+
+    def order(self, state: SchedulerState, now_s: float) -> Sequence[RequestView]:
+        self._steps += 1
+        if self._steps == 3:
+            print("about to fail")
+            raise RuntimeError("the third step\nis one too many")
+        return super().order(state, now_s)
+
+
+class Segfaults(SchedulingPolicy):
+    """Reads address 0."""
+
+    def order(self, state: SchedulerState, now_s: float) -> Sequence[RequestView]:
+        ctypes.string_at(0)
+        return super().order(state, now_s)
+
+
+class KilledForMemory(SchedulingPolicy):
+    """Ends as the kernel ends a process when memory is short."""
+
+    def order(self, state: SchedulerState, now_s: float) -> Sequence[RequestView]:
+        os.kill(os.getpid(), signal.SIGKILL)
+        return super().order(state, now_s)
+
+
+class Exits(SchedulingPolicy):
+    """Leaves the process."""
+
+    def order(self, state: SchedulerState, now_s: float) -> Sequence[RequestView]:
+        sys.exit(7)
+
+
+class Hangs(SchedulingPolicy):
+    """Never comes back."""
+
+    def order(self, state: SchedulerState, now_s: float) -> Sequence[RequestView]:
+        time.sleep(3600)
+        return super().order(state, now_s)
+
+
+class Sloth(SchedulingPolicy):
+    """A hundredth of a second a step, so that a run takes long enough to be hit in its middle."""
+
+    def order(self, state: SchedulerState, now_s: float) -> Sequence[RequestView]:
+        time.sleep(0.01)
+        return super().order(state, now_s)
+
+
+class Picky(SchedulingPolicy):
+    """Takes one argument, above 0."""
+
+    def __init__(self, alpha: float) -> None:
+        if alpha <= 0:
+            raise ValueError(f"scheduler.alpha={alpha!r}: must be above 0")
+
+
+class NanAttention(TorchAttention):
+    """A backend whose results are no numbers."""
+
+    def attend(self, q: torch.Tensor, *rest: Any, **more: Any) -> torch.Tensor:
+        return torch.full_like(super().attend(q, *rest, **more), float("nan"))

@@ -1,0 +1,149 @@
+"""Workloads: paired by repeat, true to their statistics, refused in one line where they make no sense."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from experiments.compose import groups
+from experiments.plan import plan_sweep
+from experiments.points import freeze
+from experiments.workloads.base import Streams, WorkloadItem, poisson_arrivals, warmup_items, workload_sha256
+from experiments.workloads.prompts import RandomTokens, TextPrompts, read_documents
+
+WORKLOADS = groups()["workload"]
+TEXT = ["def one():\n    return 1\n\n\ndef two():\n    return 2\n", "import os\nimport sys\n"]
+
+
+def _make_items(workload: str, *overrides: str, seed: int = 0, repeat: int = 0) -> list[WorkloadItem]:
+    (job,) = plan_sweep([f"workload={workload}", *overrides]).jobs
+    made = freeze(job.config).workload.make("workload")
+    return made.items(Streams.make(seed=seed, repeat=repeat), RandomTokens(97))
+
+
+@pytest.mark.parametrize("workload", WORKLOADS)
+def test_the_same_repeat_is_the_same_workload_and_another_is_not(workload: str) -> None:
+    first, again = _make_items(workload, repeat=1), _make_items(workload, repeat=1)
+    assert workload_sha256(first) == workload_sha256(again)
+    others = [_make_items(workload, repeat=2), _make_items(workload, seed=1, repeat=1)]
+    assert len({workload_sha256(items) for items in (first, *others)}) == 3
+
+
+def test_the_engines_parts_do_not_change_the_workload() -> None:
+    items = _make_items("closed_loop")
+    assert workload_sha256(items) == workload_sha256(_make_items("closed_loop", "scheduler=static", "cache=fifo"))
+
+
+def test_a_stream_of_its_own_for_each_question() -> None:
+    closed, opened = _make_items("closed_loop", "workload.num_requests=64"), _make_items("poisson")
+    assert [i.prompt_token_ids for i in closed] == [i.prompt_token_ids for i in opened]
+    assert [i.max_tokens for i in closed] == [i.max_tokens for i in opened]
+    assert {i.arrival_s for i in closed} == {None}
+
+
+def test_poisson_gaps_are_exponential_and_uncapped() -> None:
+    rate = 7.0
+    gaps = np.diff(poisson_arrivals(rate, 100_001, np.random.default_rng(0)))
+    # Standard errors of mean and CV at 100,000 draws are 0.3 %.
+    assert np.mean(gaps) * rate == pytest.approx(1, abs=0.012)
+    assert np.std(gaps) / np.mean(gaps) == pytest.approx(1, abs=0.012)
+    # The longest of 100,000 gaps is about ln(100,000) = 11.5 means.
+    assert np.max(gaps) * rate > 9
+    assert stats.kstest(gaps * rate, "expon").pvalue > 0.001
+
+
+def test_counts_of_a_poisson_process_vary_as_much_as_their_mean() -> None:
+    arrivals = poisson_arrivals(5.0, 100_000, np.random.default_rng(1))
+    counts = np.bincount(arrivals.astype(int))[:-1]
+    assert np.mean(counts) == pytest.approx(5, rel=0.02)
+    assert np.var(counts) / np.mean(counts) == pytest.approx(1, abs=0.05)
+
+
+def test_lengths_are_uniform_with_both_ends() -> None:
+    overrides = ["workload.num_requests=6000", "workload.min_prompt_tokens=3", "workload.max_prompt_tokens=5"]
+    lengths = [len(item.prompt_token_ids) for item in _make_items("closed_loop", *overrides)]
+    counts = np.bincount(lengths, minlength=6)
+    assert counts[:3].sum() == 0
+    assert stats.chisquare(counts[3:]).pvalue > 0.001
+
+
+def test_shared_prefixes_are_shared_and_suffixes_are_not() -> None:
+    items = _make_items("shared_prefix", "workload.num_prefixes=3", "workload.prefix_tokens=40")
+    prefixes = {item.client_id: item.prompt_token_ids[:40] for item in items}
+    assert len(set(prefixes.values())) == 3
+    assert all(item.prompt_token_ids[:40] == prefixes[item.client_id] for item in items)
+    assert len({item.prompt_token_ids[40:] for item in items}) == len(items)
+
+
+def test_every_document_gets_all_its_questions_in_mixed_order() -> None:
+    items = _make_items("long_document", "workload.num_documents=3", "workload.questions_per_document=5")
+    documents = [item.client_id for item in items]
+    assert sorted(documents) == sorted([0, 1, 2] * 5)
+    assert documents != sorted(documents)
+    assert all(len({i.prompt_token_ids[:1536] for i in items if i.client_id == d}) == 1 for d in range(3))
+
+
+def test_any_workload_can_come_by_the_clock() -> None:
+    items = _make_items("code_completion", "workload.concurrency=null", "workload.request_rate_rps=3")
+    times = [item.arrival_s for item in items]
+    assert times == sorted(times) and times[0] > 0
+
+
+def test_warm_up_has_the_shape_of_the_measured_requests_and_none_of_their_prompts() -> None:
+    items = _make_items("closed_loop")
+    warm = warmup_items(items, 3, 97, Streams.make(seed=0, repeat=0))
+    assert [len(w.prompt_token_ids) for w in warm] == [len(i.prompt_token_ids) for i in items[:3]]
+    assert not {w.prompt_token_ids for w in warm} & {i.prompt_token_ids for i in items}
+
+
+def test_text_prompts_have_the_length_asked_for_and_start_like_the_model_expects() -> None:
+    source = TextPrompts(TEXT, lambda text: [ord(c) for c in text], first_token_id=1)
+    tokens = source.tokens(60, np.random.default_rng(0))
+    assert len(tokens) == 60 and tokens[0] == 1
+    assert 1 not in source.tokens(60, np.random.default_rng(0), start=False)
+
+
+def test_a_completion_ends_where_a_line_begins() -> None:
+    source = TextPrompts(TEXT, lambda text: [ord(c) for c in text], first_token_id=1)
+    for seed in range(20):
+        tokens = source.to_complete(30, np.random.default_rng(seed))
+        text = "".join(chr(t) for t in tokens if t != 1)
+        assert text.endswith("\n") and len(tokens) <= 30
+        if tokens[0] == 1:
+            assert any(document.startswith(text) for document in TEXT)
+        else:
+            assert any(text in document for document in TEXT)
+
+
+def test_documents_are_read_from_json_lines(tmp_path: Path) -> None:
+    path = tmp_path / "text.jsonl"
+    path.write_text("".join(json.dumps({"path": str(i), "text": t}) + "\n" for i, t in enumerate([*TEXT, " "])))
+    assert read_documents(str(path)) == TEXT
+    path.write_text('{"path": "a"}\n')
+    with pytest.raises(ValueError, match=r"workload\.prompts=.*line 1"):
+        read_documents(str(path))
+    with pytest.raises(ValueError, match=r"workload\.prompts=.*cannot be read"):
+        read_documents(str(tmp_path / "absent.jsonl"))
+
+
+@pytest.mark.parametrize(
+    ("workload", "override", "says"),
+    [
+        ("closed_loop", "workload.max_output_tokens=0", "workload.max_output_tokens=0"),
+        ("closed_loop", "workload.min_prompt_tokens=300", "at least workload.min_prompt_tokens=300"),
+        ("closed_loop", "workload.concurrency=0", "workload.concurrency=0"),
+        ("closed_loop", "workload.concurrency=null", "workload.concurrency=None"),
+        ("poisson", "workload.request_rate_rps=0", "workload.request_rate_rps=0"),
+        ("shared_prefix", "workload.request_rate_rps=2", "workload.concurrency=16"),
+        ("code_completion", "workload.max_tokens=0", "workload.max_tokens=0"),
+        ("long_document", "workload.num_documents=1.5", "workload.num_documents=1.5"),
+    ],
+)
+def test_an_impossible_workload_is_refused(workload: str, override: str, says: str) -> None:
+    with pytest.raises(ValueError) as caught:
+        _make_items(workload, override)
+    assert says in str(caught.value)
