@@ -205,13 +205,7 @@ class Scheduler:
         if parent is not None and parent.num_computed_tokens < request.num_prompt_tokens:
             # Its prompt is being computed by the first of the siblings: wait and share.
             return
-        if parent is not None and request.num_output_tokens == 0:
-            # All but the last prompt token, whose logits are needed again.
-            num_kept = request.num_prompt_tokens - 1
-            shared = list(self.tables.table(parent.request_id)[: self.tables.num_blocks_for(num_kept)])
-        else:
-            shared = self.tables.find_prefix(request)
-            num_kept = len(shared) * self.tables.block_size
+        shared, num_kept = self._shareable(request, parent)
         num_tokens = self._chunk_size(request.num_tokens - num_kept, wanted, draft)
         if num_tokens == 0:
             draft.closed = True
@@ -225,9 +219,8 @@ class Scheduler:
                 draft.closed = True
                 return
             self._preempt(victim)
-            # The victim's blocks may have been counted as shared.
-            shared = self.tables.find_prefix(request) if parent is None else shared
-            num_kept = num_kept if parent is not None else len(shared) * self.tables.block_size
+            # Its blocks may have been among the shared ones, or have become so.
+            shared, num_kept = self._shareable(request, parent)
             num_tokens = self._chunk_size(request.num_tokens - num_kept, wanted, draft)
 
         request_id = request.request_id
@@ -241,7 +234,8 @@ class Scheduler:
         request.num_computed_tokens = num_kept
         if request.first_scheduled_s is None:
             request.first_scheduled_s = now_s
-            request.num_cached_tokens = num_kept
+            # What the cache gave; blocks of a sibling are no hit.
+            request.num_cached_tokens = num_kept if parent is None else 0
         draft.new_rows.append(
             NewRow(
                 request_id=request_id,
@@ -254,6 +248,15 @@ class Scheduler:
         table = tuple(self.tables.table(request_id))
         draft.updates.append(TableUpdate(request_id=request_id, first=0, block_ids=table))
         self._add_chunk(request, num_tokens, draft)
+
+    def _shareable(self, request: Request, parent: Request | None) -> tuple[list[int], int]:
+        """Blocks that a waiting request can take over, and how many of their positions it keeps as they are."""
+        if parent is not None and request.num_output_tokens == 0:
+            # All but the last prompt token, whose logits are needed again.
+            num_kept = request.num_prompt_tokens - 1
+            return list(self.tables.table(parent.request_id)[: self.tables.num_blocks_for(num_kept)]), num_kept
+        shared = self.tables.find_prefix(request)
+        return shared, len(shared) * self.tables.block_size
 
     def _has_room(self, request: Request, shared: Sequence[int], num_kept: int) -> bool:
         if len(self.running) >= self.config.max_num_seqs:
