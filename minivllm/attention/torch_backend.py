@@ -34,8 +34,9 @@ class _Group:
     num_keys: int
     # [B * Q] packed token of each padded query, or None where the group is the whole batch without padding.
     query_indices: Tensor | None
-    # [B * blocks] block of each padded key, or None where the step's own keys are all there is.
-    block_ids: Tensor | None
+    # [B * blocks] block of each padded key, a slice where one request's blocks lie side by side (nothing to gather), or
+    # None where the step's own keys are all there is.
+    block_ids: Tensor | slice | None
     # [B, 1, Q * G, S] additive, or [B, 1, 1, S] for single queries, by sliding window. Empty where the causal flag says
     # it all.
     masks: dict[int | None, Tensor]
@@ -104,7 +105,7 @@ class TorchAttention:
             query_len=query_len,
             num_keys=num_keys,
             query_indices=query_indices,
-            block_ids=torch.from_numpy(blocks).to(device),
+            block_ids=_side_by_side(blocks, len(rows)) or torch.from_numpy(blocks).to(device),
             masks={window: self._mask(positions, num_keys, window).to(device) for window in self._windows},
         )
 
@@ -129,7 +130,8 @@ class TorchAttention:
             if group.block_ids is None:
                 outputs.append(self._attend_causal(rows))
             else:
-                kv = self._blocks[layer].index_select(0, group.block_ids)
+                blocks, ids = self._blocks[layer], group.block_ids
+                kv = blocks[ids] if isinstance(ids, slice) else blocks.index_select(0, ids)
                 outputs.append(self._attend_masked(rows[:, : self._q_size], kv, group, group.masks[window]))
         output = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
         if metadata.output_indices is not None:
@@ -157,6 +159,14 @@ class TorchAttention:
         q = q.view(B, Q, K, G, D).transpose(1, 2).reshape(B, K, Q * G, D)
         output = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         return output.view(B, K, Q, G, D).transpose(1, 2).reshape(B * Q, K * G * D)
+
+
+def _side_by_side(blocks: np.ndarray, num_requests: int) -> slice | None:
+    """The blocks of one request as a slice, where each is the next one's neighbour."""
+    first, last = int(blocks[0]), int(blocks[-1])
+    if num_requests == 1 and last - first == len(blocks) - 1 and bool((np.diff(blocks) == 1).all()):
+        return slice(first, last + 1)
+    return None
 
 
 def _grouped(query_lens: np.ndarray, context_lens: np.ndarray) -> list[np.ndarray]:

@@ -92,7 +92,8 @@ def sample(logits_MV: Tensor, batch: SamplingBatch) -> SampleOutput:
         token_ids_M.index_copy_(0, group.rows, ids_S)
     return SampleOutput(
         token_ids=token_ids_M,
-        finite=best_M.isfinite(),
+        # Only of a finite number is the difference with itself 0; two operations, where `isfinite` is four.
+        finite=(best_M - best_M) == 0,
         logprobs=_raw_logprobs(logits_MV, token_ids_M, batch) if batch.logprob_rows else None,
     )
 

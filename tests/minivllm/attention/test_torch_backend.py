@@ -13,13 +13,15 @@ from minivllm.attention.torch_backend import TorchAttention
 from minivllm_kernels.paged_attention.reference import paged_attention_reference
 
 
-def _make_case(query_lens, computed, *, num_kv_heads, group, head_dim, block_size, window, seed=0):
+def _make_case(query_lens, computed, *, num_kv_heads, group, head_dim, block_size, window, seed=0, in_order=False):
     """A batch over a cache that holds random K/V everywhere, and NaN nowhere but in nobody's block."""
     generator = torch.Generator().manual_seed(seed)
     contexts = [q + c for q, c in zip(query_lens, computed, strict=True)]
     blocks_each = [-(-c // block_size) for c in contexts]
     num_blocks = sum(blocks_each) + 1
     order = torch.randperm(num_blocks - 1, generator=generator).numpy() + 1
+    if in_order:
+        order.sort()
     table = np.full((len(query_lens), max(blocks_each)), -1, dtype=np.int32)
     at = 0
     for row, count in enumerate(blocks_each):
@@ -62,8 +64,9 @@ def _make_case(query_lens, computed, *, num_kv_heads, group, head_dim, block_siz
     head_dim=st.sampled_from([8, 24, 32]),
     block_size=st.sampled_from([1, 2, 16, 64]),
     window=st.sampled_from([None, 1, 5, 40]),
+    in_order=st.booleans(),
 )
-def test_attention_is_that_of_the_definition(lens, num_kv_heads, group, head_dim, block_size, window) -> None:
+def test_attention_is_that_of_the_definition(lens, num_kv_heads, group, head_dim, block_size, window, in_order) -> None:
     query_lens, computed = [q for q, _ in lens], [c for _, c in lens]
     batch, shape, cache, qkv = _make_case(
         query_lens,
@@ -73,6 +76,7 @@ def test_attention_is_that_of_the_definition(lens, num_kv_heads, group, head_dim
         head_dim=head_dim,
         block_size=block_size,
         window=window,
+        in_order=in_order,
     )
     expected_cache = cache.clone()
     backend = TorchAttention(shape, cache)
