@@ -82,9 +82,7 @@ def theirs(model, prompts: list[list[int]], new_tokens: int) -> Callable[[], obj
 
     @torch.no_grad()
     def run() -> object:
-        out = model.generate(
-            ids, attention_mask=mask, max_new_tokens=new_tokens, min_new_tokens=new_tokens, do_sample=False
-        )
+        out = model.generate(ids, attention_mask=mask, max_new_tokens=new_tokens, do_sample=False)
         assert out.shape[1] == ids.shape[1] + new_tokens
         return out
 
@@ -151,6 +149,9 @@ def main() -> None:
     folder = args.model
     llm = LLM(str(folder), max_num_seqs=32, max_num_batched_tokens=512)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    # Both sides run to the full length, and neither pays for looking at it.
+    model.generation_config.eos_token_id = None
+    model.generation_config.pad_token_id = 0
     bandwidth, flops = read_bandwidth_bytes_per_s(), peak_flops()
     print(f"torch {torch.__version__}, {args.threads} threads, fp32, {args.rounds} rounds")
     megabytes = llm.engine.memory().weights_bytes / 1e6

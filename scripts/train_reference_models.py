@@ -23,12 +23,10 @@ The baseline to beat is an interpolated Kneser-Ney 5-gram model of the same trai
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import math
 import platform
 import sys
-import sysconfig
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -36,16 +34,12 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from reference_corpus import BOS, EOS, VOCAB_SIZE, encode, kneser_ney_nats, read_corpus, train_tokenizer
 from torch import Tensor, nn
 
-VOCAB_SIZE = 4096
 MAX_POSITIONS = 2048
 SHORT_CONTEXT = 512
 SHORT_CONTEXT_FRACTION = 0.9
-BOS, EOS = "<|bos|>", "<|eos|>"
-HELD_OUT_ONE_IN = 25
-# Generated tables: they would teach the model to count, and held out they would measure nothing.
-EXCLUDED_FOLDERS = ("encodings", "pydoc_data", "site-packages", "__pycache__", "lib-dynload")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,106 +58,6 @@ SHAPES = {
     "target": Shape(hidden_size=256, intermediate_size=704, num_layers=6, num_heads=8, num_kv_heads=4),
     "draft": Shape(hidden_size=128, intermediate_size=352, num_layers=2, num_heads=4, num_kv_heads=2),
 }
-
-
-# ---- corpus and tokenizer
-
-
-def read_corpus() -> tuple[dict[str, str], dict[str, str]]:
-    """Return (train, held_out), each {path inside the library: text}, split by a hash of the path."""
-    library = Path(sysconfig.get_paths()["stdlib"])
-    train: dict[str, str] = {}
-    held_out: dict[str, str] = {}
-    for path in sorted(library.rglob("*.py")):
-        relative = path.relative_to(library)
-        if any(part in EXCLUDED_FOLDERS for part in relative.parts):
-            continue
-        try:
-            text = path.read_text(encoding="utf-8")
-        except UnicodeDecodeError:
-            # Test files in other encodings, on purpose: a few in the whole library.
-            continue
-        name = relative.as_posix()
-        is_test = any("test" in part for part in relative.parts)
-        is_held_out = int(hashlib.sha256(name.encode()).hexdigest(), 16) % HELD_OUT_ONE_IN == 0
-        if len(text) < 200:
-            continue
-        (held_out if is_held_out and not is_test else train)[name] = text
-    return train, held_out
-
-
-def train_tokenizer(texts: list[str]):
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=VOCAB_SIZE,
-        special_tokens=[BOS, EOS],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(texts, trainer)
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single=f"{BOS} $A", special_tokens=[(BOS, tokenizer.token_to_id(BOS))]
-    )
-    return tokenizer
-
-
-def encode(tokenizer, texts: list[str]) -> list[np.ndarray]:
-    """Token ids of each document, bos and eos included."""
-    eos = tokenizer.token_to_id(EOS)
-    return [np.array([*e.ids, eos], dtype=np.int64) for e in tokenizer.encode_batch(texts)]
-
-
-# ---- the baseline
-
-
-def kneser_ney_nats(train: np.ndarray, held_out: list[np.ndarray], order: int = 5) -> float:
-    """Held-out nats a token of an interpolated Kneser-Ney model of `order` (Chen and Goodman 1999, section 2.7).
-
-    An n-gram of 12-bit tokens is one int64, so counting is `np.unique` and looking up is a binary search.
-    """
-    bits = 12
-    assert 1 << bits >= VOCAB_SIZE and order * bits < 64
-
-    def ngrams(tokens: np.ndarray, n: int) -> np.ndarray:
-        keys = np.zeros(len(tokens) - n + 1, dtype=np.int64)
-        for i in range(n):
-            keys = (keys << bits) | tokens[i : len(tokens) - n + 1 + i]
-        return keys
-
-    def look_up(keys: np.ndarray, values: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-        at = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
-        return np.where(keys[at] == wanted, values[at], 0)
-
-    # The highest order has raw counts; each lower one counts the distinct tokens seen before it.
-    tables: dict[int, tuple[np.ndarray, np.ndarray]] = {}
-    tables[order] = np.unique(ngrams(train, order), return_counts=True)
-    for n in range(order - 1, 0, -1):
-        tables[n] = np.unique(tables[n + 1][0] & ((1 << (n * bits)) - 1), return_counts=True)
-
-    stream = np.concatenate(held_out)
-    probability = np.full(len(stream), 1.0 / VOCAB_SIZE)
-    for n in range(1, order + 1):
-        keys, counts = tables[n]
-        discount = (counts == 1).sum() / ((counts == 1).sum() + 2 * (counts == 2).sum())
-        histories, first, fanout = np.unique(keys >> bits, return_index=True, return_counts=True)
-        totals = np.add.reduceat(counts, first)
-        wanted = ngrams(stream, n)
-        count = look_up(keys, counts, wanted)
-        total = look_up(histories, totals, wanted >> bits)
-        kinds = look_up(histories, fanout, wanted >> bits)
-        lower = probability[n - 1 :]
-        seen = total > 0
-        total = np.maximum(total, 1)
-        mixed = np.maximum(count - discount, 0) / total + discount * kinds / total * lower
-        probability[n - 1 :] = np.where(seen, mixed, lower)
-    # The first token of a document is always bos: as for the model, it is not scored.
-    scored = np.ones(len(stream), dtype=bool)
-    scored[np.cumsum([0] + [len(d) for d in held_out[:-1]])] = False
-    return float(-np.log(probability[scored]).mean())
 
 
 # ---- the model, with the parameter names of Hugging Face's Llama
@@ -320,6 +214,8 @@ def train(name: str, args, tokens: np.ndarray, held_out: list[np.ndarray], bos: 
     device = args.device
     torch.manual_seed(args.seed)
     model = Llama(SHAPES[name]).to(device)
+    if args.resume:
+        model.load_state_dict(torch.load(args.resume, map_location=device))
     num_layers = len(model.layers)
     matrices = [p for p in model.layers.parameters() if p.ndim == 2]
     others = [p for p in model.parameters() if not any(p is m for m in matrices)]
@@ -331,11 +227,11 @@ def train(name: str, args, tokens: np.ndarray, held_out: list[np.ndarray], bos: 
     trunk = torch.compile(model, dynamic=False) if args.compile else model
     nats = torch.compile(model.nats, dynamic=False) if args.compile else model.nats
     stream = torch.from_numpy(tokens)
-    source = batches(stream, args.tokens_per_step, bos, torch.Generator().manual_seed(args.seed + 1))
+    source = batches(stream, args.tokens_per_step, bos, torch.Generator().manual_seed(args.seed + 1 + args.start_step))
     next(source)
     log: list[dict] = []
     started = time.perf_counter()
-    for step in range(args.steps):
+    for step in range(args.start_step, args.steps):
         context = SHORT_CONTEXT if step < SHORT_CONTEXT_FRACTION * args.steps else MAX_POSITIONS
         inputs, targets = source.send(context)
         warm_up = min(1.0, (step + 1) / (0.03 * args.steps + 1))
@@ -352,7 +248,7 @@ def train(name: str, args, tokens: np.ndarray, held_out: list[np.ndarray], bos: 
         adam.step()
         muon.zero_grad()
         adam.zero_grad()
-        if step % args.log_every == 0 or step == args.steps - 1:
+        if step % args.log_every == 0 and step > args.start_step or step == args.steps - 1:
             by_exit = held_out_nats(model, held_out, device, max_tokens=20_000)
             elapsed = time.perf_counter() - started
             record = {
@@ -407,16 +303,26 @@ def export(model: Llama, shape: Shape, tokenizer, folder: Path, dtype: torch.dty
     ).save_pretrained(folder)
 
 
-def continuation(folder: Path, prompt: str, max_new_tokens: int = 96) -> str:
-    """Greedy text of the exported model, through transformers: what a stranger would get."""
+def continuations(folder: Path, held_out: dict[str, str], max_new_tokens: int = 72) -> list[dict[str, str]]:
+    """Greedy text of the exported model after a `def` line of some held-out files, through transformers: what a
+    stranger would get."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    ids = tokenizer(prompt, return_tensors="pt")
-    with torch.no_grad():
-        out = model.generate(**ids, max_new_tokens=max_new_tokens, do_sample=False)
-    return tokenizer.decode(out[0, ids["input_ids"].shape[1] :])
+    examples = []
+    for path, text in list(held_out.items())[3::6]:
+        lines = text.splitlines(keepends=True)
+        defs = [i for i in range(len(lines) // 3, len(lines)) if lines[i].lstrip().startswith("def ")]
+        if not defs:
+            continue
+        prompt = "".join(lines[max(0, defs[0] - 12) : defs[0] + 1])
+        ids = tokenizer(prompt, return_tensors="pt")
+        with torch.no_grad():
+            out = model.generate(**ids, max_new_tokens=max_new_tokens, do_sample=False)
+        text = tokenizer.decode(out[0, ids["input_ids"].shape[1] :])
+        examples.append({"file": path, "prompt": prompt, "continuation": text})
+    return examples
 
 
 def main() -> int:
@@ -424,6 +330,8 @@ def main() -> int:
     parser.add_argument("--out", type=Path, required=True, help="folder for models, tokenizer, text and logs")
     parser.add_argument("--only", choices=tuple(SHAPES), help="train one model (the tokenizer is made again)")
     parser.add_argument("--steps", type=int, default=2000)
+    parser.add_argument("--resume", type=Path, help="weights to go on from, with --start-step; optimizer state is new")
+    parser.add_argument("--start-step", type=int, default=0)
     parser.add_argument("--draft-steps", type=int, default=1600)
     parser.add_argument("--tokens-per-step", type=int, default=4096)
     parser.add_argument("--muon-lr", type=float, default=0.02)
@@ -452,12 +360,11 @@ def main() -> int:
 
     for name in (args.only,) if args.only else tuple(SHAPES):
         if name == "draft":
-            args.steps = args.draft_steps
+            args.steps, args.start_step, args.resume = args.draft_steps, 0, None
         model, report = train(name, args, tokens, held_out, tokenizer.token_to_id(BOS), args.out)
         folder = args.out / f"reference-{name}"
         export(model.float(), SHAPES[name], tokenizer, folder, torch.float16)
         final = held_out_nats(model, held_out, args.device, max_tokens=10**9)
-        path, text = next(iter(held_out_files.items()))
         card = {
             "command": "python " + " ".join(sys.argv),
             "python": platform.python_version(),
@@ -470,7 +377,7 @@ def main() -> int:
             "held_out_tokens": num_held_out,
             "held_out_nats_by_exit": [round(x, 4) for x in final],
             "kneser_ney_5gram_nats": round(baseline, 4),
-            "greedy": {"file": path, "prompt": text[:400], "continuation": continuation(folder, text[:400])},
+            "greedy": continuations(folder, held_out_files),
         }
         (folder / "training.json").write_text(json.dumps(card, indent=2) + "\n")
         (args.out / f"{name}_loss.jsonl").replace(folder / "loss.jsonl")
