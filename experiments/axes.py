@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from hydra.core.override_parser.types import Override, QuotedString, Quote
+from hydra.core.override_parser.types import Override, Quote, QuotedString
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
@@ -31,6 +31,8 @@ class Choice:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Axis:
+    """A key, or `variant`, and what it takes in turn."""
+
     key: str
     choices: tuple[Choice, ...]
 
@@ -65,7 +67,7 @@ def expand(overrides: Sequence[str], *, default_experiment: str | None = None) -
     for override in parse(overrides):
         key, text = override.key_or_group, str(override.input_line)
         if key in ("axes", "variants") or key.startswith(("axes.", "variants.")):
-            raise CommandError(f"{text}: an experiment's YAML sets this; on the command line sweep a key, such as key=a,b")
+            raise CommandError(f"{text}: set in an experiment's YAML; on the command line, sweep a key: key=a,b")
         if key == "experiment":
             experiments = [None if v == "null" else v for v in _values(override)]
         elif key == "repeat":

@@ -153,9 +153,7 @@ class _Work:
         return driven
 
     def measure(self, watch: Any) -> Driven:
-        return drive(
-            self._engine, self.items, self._settings.sampling, concurrency=self._concurrency, watch=watch
-        )
+        return drive(self._engine, self.items, self._settings.sampling, concurrency=self._concurrency, watch=watch)
 
     def rows(self, warm: Driven, driven: Driven) -> dict[str, list[dict[str, Any]]]:
         slo, origin_s = self._settings.slo, driven.start_s

@@ -6,6 +6,12 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from experiments.plan import SweepPlan
 
 _OVERRIDES = """\
 overrides are Hydra's: group=member (scheduler=static), key=value (cache.block_size=8), +key=value for an argument
@@ -34,7 +40,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     report = commands.add_parser("report", help="table, Markdown report and plots of a results folder")
     report.add_argument("folder", metavar="FOLDER")
     commands.add_parser("doctor", help="what this machine can run, and why not")
-    parsed = parser.parse_args(arguments)
+    parsed, rest = parser.parse_known_args(arguments)
+    # Overrides may stand on both sides of an option.
+    if not hasattr(parsed, "overrides") or any(word.startswith("-") for word in rest):
+        if rest:
+            parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    else:
+        parsed.overrides += rest
     # Classes of the user's live where the command is given. Last, so that nothing of ours is hidden by it.
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
@@ -68,20 +80,19 @@ def _sweep(overrides: Sequence[str], *, single: bool, dry_run: bool) -> int:
     except ResultsError as error:
         print(f"minivllm: {error}", file=sys.stderr)
         return EXIT_FAILED
+    except KeyboardInterrupt:
+        print("minivllm: interrupted; finished points are kept, the same command goes on from here", file=sys.stderr)
+        return EXIT_INTERRUPTED
 
 
-def _run(plan, console, *, again: bool) -> int:  # type: ignore[no-untyped-def]
+def _run(plan: SweepPlan, console: Console, *, again: bool) -> int:
     from experiments.progress import Progress
     from experiments.summary import overhead_line, print_summary
-    from experiments.sweep import run_sweep, succeeded
+    from experiments.sweep import run_sweep
 
     progress = Progress(console, plan.name)
     try:
         rows = run_sweep(plan, progress, again=again)
-    except KeyboardInterrupt:
-        progress.stop()
-        print("minivllm: interrupted; finished points are kept, the same command goes on from here", file=sys.stderr)
-        return EXIT_INTERRUPTED
     finally:
         progress.stop()
     print_summary(console, plan.jobs, rows)
@@ -89,7 +100,7 @@ def _run(plan, console, *, again: bool) -> int:  # type: ignore[no-untyped-def]
     if line:
         console.print(line, style="dim", highlight=False)
     console.print(f"results: {plan.folder}", highlight=False, markup=False)
-    return EXIT_OK if succeeded(rows) else EXIT_FAILED
+    return EXIT_OK if all(row["status"] == "ok" for row in rows) else EXIT_FAILED
 
 
 def _report(folder: str) -> int:

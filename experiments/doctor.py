@@ -23,6 +23,8 @@ _GIB = 2**30
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Finding:
+    """Whether one part works here, and why or why not."""
+
     what: str
     works: bool
     detail: str
@@ -55,13 +57,22 @@ def findings() -> Iterator[Finding]:
         detail="TRITON_INTERPRET=1 runs kernels in float32 and float16" if triton else "needs triton",
     )
     wandb = environment.version("wandb")
-    yield Finding(what="wandb", works=wandb is not None, detail=f"{wandb}, offline by default" if wandb else "choose tracking=none")
+    yield Finding(
+        what="wandb",
+        works=wandb is not None,
+        detail=f"{wandb}, offline by default" if wandb else "choose tracking=none",
+    )
     yield _memory()
     yield _threads()
-    yield Finding(what="conf", works=CONF.is_dir(), detail="found" if CONF.is_dir() else "pip install -e . from a checkout", needed=True)
+    yield Finding(
+        what="conf",
+        works=CONF.is_dir(),
+        detail="found" if CONF.is_dir() else "pip install -e . from a checkout",
+        needed=True,
+    )
     for model in ("reference-target", "reference-draft"):
         there = (ASSETS / model / "config.json").is_file()
-        detail = "shipped" if there else f"experiments/assets/{model} is missing: check the files out, or choose model=hf"
+        detail = "shipped" if there else f"experiments/assets/{model} is missing; model=hf works"
         yield Finding(what=model, works=there, detail=detail, needed=model == "reference-target")
     free = shutil.disk_usage(Path.cwd()).free / _GIB
     yield Finding(what="disk", works=free > 0.1, detail=f"{free:.1f} GiB free in the current folder")
@@ -84,7 +95,11 @@ def _gpu() -> Iterator[Finding]:
     lines = (done.stdout if done.returncode == 0 else done.stderr).strip().splitlines()
     last = lines[-1] if lines else f"torch left with exit code {done.returncode}"
     works = done.returncode == 0 and last.startswith("y ")
-    yield Finding(what="CUDA", works=works, detail=(last[2:] if done.returncode == 0 else last) + ("" if works else "; execution=cpu works"))
+    yield Finding(
+        what="CUDA",
+        works=works,
+        detail=(last[2:] if done.returncode == 0 else last) + ("" if works else "; execution=cpu works"),
+    )
 
 
 def _memory() -> Finding:

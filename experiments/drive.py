@@ -69,9 +69,7 @@ def drive(
         now_s = clock.now_s()
         due_s = now_s if item.arrival_s is None else start_s + item.arrival_s
         params = dataclasses.replace(sampling, max_tokens=item.max_tokens, seed=item.sampling_seed)
-        ids = engine.add_request(
-            list(item.prompt_token_ids), params, arrival_s=due_s, client_id=item.client_id
-        )
+        ids = engine.add_request(list(item.prompt_token_ids), params, arrival_s=due_s, client_id=item.client_id)
         siblings = set(ids)
         open_ids.update((request_id, siblings) for request_id in ids)
         if item.arrival_s is not None:

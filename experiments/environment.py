@@ -48,6 +48,7 @@ def version(package: str) -> str | None:
 
 
 def cpu_name() -> str | None:
+    """Model name of the processor, or None where the system does not say."""
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
         for line in cpuinfo.read_text().splitlines():

@@ -16,6 +16,7 @@ import numpy as np
 
 from experiments.drive import Driven
 from experiments.points import Slo
+from experiments.tables import STEPS
 from minivllm.plan import StepReport
 from minivllm.request import FinishReason, Request
 
@@ -76,10 +77,7 @@ def _slo_met(request: Request, ttft_s: float | None, tpot_s: float | None, slo: 
 
 def step_rows(steps: Sequence[StepReport], *, origin_s: float) -> list[dict[str, Any]]:
     """Rows of the `steps` table."""
-    names = (
-        "step duration_s schedule_s run_s commit_s num_prefill_tokens num_decode_tokens num_draft_tokens "
-        "num_accepted_tokens num_running num_waiting kv_blocks_used kv_blocks_cached num_evictions num_preemptions"
-    ).split()
+    names = [name for name in STEPS.names if name not in ("schema_version", "run_id", "start_s")]
     return [{n: getattr(s, n) for n in names} | {"start_s": s.start_s - origin_s} for s in steps]
 
 

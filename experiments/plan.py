@@ -36,6 +36,8 @@ class Job:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SweepPlan:
+    """A sweep, whole: nothing of it is decided later."""
+
     name: str
     folder: Path
     timeout_s: float

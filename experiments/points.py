@@ -15,10 +15,8 @@ from minivllm.config import CacheConfig, Component, EngineConfig, ExecutionConfi
 from minivllm.sampling_params import SamplingParams
 
 # The keys of a resolved config; anything else was added by mistake.
-ROOT_KEYS = (
-    "model scheduler cache attention execution workload sampling slo tracking seed repeat num_warmup_requests experiment "
-    "variant sweep choices"
-).split()
+GROUPS = ("model", "scheduler", "cache", "attention", "execution", "workload", "sampling", "slo", "tracking")
+ROOT_KEYS = (*GROUPS, "seed", "repeat", "num_warmup_requests", "experiment", "variant", "sweep", "choices")
 # What changes no result, or only says where it goes and which measurement of it this is.
 NO_IDENTITY = ("repeat", "tracking", "sweep", "choices", "hydra")
 ASSETS = Path(__file__).resolve().parent / "assets"
@@ -48,6 +46,7 @@ def point_id(config: Mapping[str, Any]) -> str:
 
 
 def run_id(config: Mapping[str, Any]) -> str:
+    """`<point_id>-r<repeat>`."""
     return f"{point_id(config)}-r{config['repeat']}"
 
 

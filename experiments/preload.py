@@ -3,6 +3,8 @@ thread and no CUDA context may be made here, for a forked child could not use it
 
 from __future__ import annotations
 
+# pyarrow looks for it when the first table is made.
+import pandas
 import torch
 import transformers.models.auto.tokenization_auto
 
@@ -15,4 +17,4 @@ import transformers.models.qwen3.configuration_qwen3
 import experiments.child
 import minivllm.runner.model_runner
 
-__all__ = ["experiments", "minivllm", "torch", "transformers"]
+__all__ = ["experiments", "minivllm", "pandas", "torch", "transformers"]

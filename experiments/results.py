@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import yaml
+from omegaconf import OmegaConf
 
 from experiments import tables
 from experiments.errors import ResultsError, one_line
@@ -94,7 +94,7 @@ class ResultsFolder:
             aside = self.path / "corrupt" / path.parent.name / path.name
             aside.parent.mkdir(parents=True, exist_ok=True)
             os.replace(path, aside)
-            warn(f"{path}: is no readable parquet file ({one_line(error, 80)}); moved to {aside}, the run counts as not done")
+            warn(f"{path}: not readable as parquet ({one_line(error, 80)}); moved to {aside}, its run starts again")
 
     def complete_row(self, run_id: str) -> dict[str, Any] | None:
         """The row of a run that ended well, with all its tables; None where it is still to be done."""
@@ -107,8 +107,7 @@ class ResultsFolder:
 
     def write_config(self, run_id: str, config: Mapping[str, Any]) -> None:
         with self.guarded():
-            text = yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True)
-            tables.write_text(self.path / "configs" / f"{run_id}.yaml", text)
+            tables.write_text(self.path / "configs" / f"{run_id}.yaml", OmegaConf.to_yaml(dict(config)))
 
     def write_failed(self, row: Mapping[str, Any], config: Mapping[str, Any], types: Mapping[str, str]) -> None:
         """A run that left no row of its own; tables of an earlier try go, for they are not its."""

@@ -8,7 +8,7 @@ from typing import Any
 
 from experiments import environment, tables
 from experiments.child import Order
-from experiments.errors import CommandError, ResultsError, one_line
+from experiments.errors import CommandError, one_line
 from experiments.launch import Ended, Launcher
 from experiments.plan import Job, SweepPlan
 from experiments.progress import Progress
@@ -64,6 +64,8 @@ class _Sweep:
         rows = {job.run_id: None if again else self._results.complete_row(job.run_id) for job in self._plan.jobs}
         todo = [job for job in self._plan.jobs if rows[job.run_id] is None]
         self._progress.start(len(self._plan.jobs), len(self._plan.jobs) - len(todo))
+        if todo:
+            self._launcher.wait_until_warm()
         for job in self._plan.jobs:
             row = rows[job.run_id]
             if row is None:
@@ -104,13 +106,17 @@ class _Sweep:
         self._results.drop_empty_log(job.run_id)
         if ended.row is not None:
             return ended.row
-        row = base | environment.moment() | {
-            "status": ended.status,
-            "error_type": ended.error_type,
-            "error_message": ended.error_message,
-            "started_at": datetime.fromtimestamp(started_at_s, tz=timezone.utc),
-            "wall_s": time.time() - started_at_s,
-        }
+        row = (
+            base
+            | environment.moment()
+            | {
+                "status": ended.status,
+                "error_type": ended.error_type,
+                "error_message": ended.error_message,
+                "started_at": datetime.fromtimestamp(started_at_s, tz=timezone.utc),
+                "wall_s": time.time() - started_at_s,
+            }
+        )
         self._results.write_failed(row, job.config, self._types)
         return row
 
@@ -121,10 +127,3 @@ class _Sweep:
         # A mirror is other people's code and other people's servers.
         except Exception as error:  # noqa: BLE001
             self._progress.warn(f"{job.run_id}: its tables are written, its mirror is not: {one_line(error, 200)}")
-
-
-def succeeded(rows: list[dict[str, Any]]) -> bool:
-    return all(row["status"] == "ok" for row in rows)
-
-
-__all__ = ["ResultsError", "run_sweep", "succeeded"]

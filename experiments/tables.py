@@ -30,7 +30,8 @@ def _fields(kind: str, names: str) -> list[pa.Field]:
     return [pa.field(name, _TYPES[kind]) for name in names.split()]
 
 
-_LATENCIES = [f"{what}_{stat}_s" for what in "ttft tpot itl e2e queue".split() for stat in "mean p50 p90 p99".split()]
+LATENCIES = ("ttft", "tpot", "itl", "e2e", "queue")
+STATISTICS = ("mean", "p50", "p90", "p99")
 
 RUNS = pa.schema(
     [
@@ -46,14 +47,15 @@ RUNS = pa.schema(
         *_fields("string", "workload_sha256"),
         *_fields("int64", "num_requests num_prompt_tokens num_output_tokens"),
         *_fields("double", "duration_s request_throughput_rps output_throughput_tps total_throughput_tps"),
-        *_fields("double", " ".join(_LATENCIES)),
+        *_fields("double", " ".join(f"{what}_{stat}_s" for what in LATENCIES for stat in STATISTICS)),
         *_fields("double", "goodput_rps slo_attainment_fraction"),
         *_fields("int64", "weights_bytes kv_cache_bytes peak_allocated_bytes peak_reserved_bytes peak_process_bytes"),
         *_fields("int64", "kv_blocks_total"),
         *_fields("double", "kv_utilization_mean_fraction kv_fragmentation_mean_fraction prefix_hit_fraction"),
         *_fields("int64", "num_evictions num_preemptions num_recomputed_tokens num_draft_tokens num_accepted_tokens"),
         *_fields("double", "acceptance_rate acceptance_length"),
-        *_fields("double", "energy_j energy_per_output_token_j cost_per_million_output_tokens mbu_fraction mfu_fraction"),
+        *_fields("double", "energy_j energy_per_output_token_j cost_per_million_output_tokens"),
+        *_fields("double", "mbu_fraction mfu_fraction"),
         *_fields("double", "perplexity kl_mean_nats top1_agreement_fraction token_agreement_fraction"),
         *_fields("string", "env.git_sha"),
         *_fields("bool", "env.git_dirty"),

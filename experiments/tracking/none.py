@@ -10,6 +10,8 @@ from experiments.tracking.base import Mirrored
 
 @dataclass(frozen=True, kw_only=True)
 class NoTracker:
+    """Takes what every tracker takes, and shows it to nobody."""
+
     folder: Path
     sweep: str
 

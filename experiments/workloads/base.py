@@ -89,7 +89,8 @@ class WorkloadBase:
     request_rate_rps: float | None = None
 
     def __post_init__(self) -> None:
-        require(isinstance(self.prompts, str) and bool(self.prompts), "workload.prompts", self.prompts, "heldout, random, or a file")
+        named = isinstance(self.prompts, str) and bool(self.prompts)
+        require(named, "workload.prompts", self.prompts, "heldout, random, or a file")
         rate = self.request_rate_rps
         require(
             (self.concurrency is None) != (rate is None),
@@ -136,6 +137,7 @@ def poisson_arrivals(rate_rps: float, count: int, generator: np.random.Generator
 
 
 def with_sampling_seeds(items: Sequence[WorkloadItem], streams: Streams) -> list[WorkloadItem]:
+    """The same items, each with a seed of its own: a request draws the same whatever shares its batch."""
     seeds = streams.sampling.integers(0, 2**63 - 1, size=len(items))
     return [dataclasses.replace(item, sampling_seed=int(s)) for item, s in zip(items, seeds, strict=True)]
 
@@ -155,7 +157,7 @@ def workload_sha256(items: Sequence[WorkloadItem]) -> str:
     """Hash of all that is sent: equal for two points of a paired comparison."""
     digest = hashlib.sha256()
     for item in items:
-        head = f"{len(item.prompt_token_ids)} {item.max_tokens} {item.arrival_s!r} {item.client_id} {item.sampling_seed}\n"
-        digest.update(head.encode())
+        head = (len(item.prompt_token_ids), item.max_tokens, item.arrival_s, item.client_id, item.sampling_seed)
+        digest.update(repr(head).encode())
         digest.update(np.asarray(item.prompt_token_ids, dtype="<i8").tobytes())
     return digest.hexdigest()

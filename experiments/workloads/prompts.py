@@ -14,8 +14,10 @@ _CHARS_PER_TOKEN = 8
 
 
 class PromptSource(Protocol):
+    """Makes prompts; all chance comes from the generator that it is given."""
+
     def tokens(self, count: int, generator: np.random.Generator, *, start: bool = True) -> tuple[int, ...]:
-        """Exactly `count` tokens from a random place; `start` puts the model's first token before them, if it has one."""
+        """Exactly `count` tokens from a random place, the model's first token before them where `start`."""
         ...
 
     def to_complete(self, max_tokens: int, generator: np.random.Generator) -> tuple[int, ...]:
@@ -83,13 +85,14 @@ def read_documents(path: str) -> list[str]:
     try:
         lines = Path(path).read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"workload.prompts={path!r}: cannot be read: {error}; use heldout, random or a .jsonl file") from error
+        hint = "use heldout, random or a .jsonl file"
+        raise ValueError(f"workload.prompts={path!r}: cannot be read: {error}; {hint}") from error
     documents = []
     for number, line in enumerate(lines, start=1):
         try:
             text = json.loads(line)["text"]
         except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f'workload.prompts={path!r}: line {number} is not in the form {{"path", "text"}}') from error
+            raise ValueError(f'workload.prompts={path!r}: line {number} is no {{"path", "text"}}') from error
         if isinstance(text, str) and text.strip():
             documents.append(text)
     if not documents:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import resource
 import signal
 import sys
 import time
@@ -45,6 +46,13 @@ class KilledForMemory(SchedulingPolicy):
     def order(self, state: SchedulerState, now_s: float) -> Sequence[RequestView]:
         os.kill(os.getpid(), signal.SIGKILL)
         return super().order(state, now_s)
+
+
+class FillsTheDisk(SchedulingPolicy):
+    """From here on no file may grow past a hundred bytes, as on a full disk."""
+
+    def __init__(self) -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100, resource.RLIM_INFINITY))
 
 
 class Exits(SchedulingPolicy):

@@ -40,12 +40,29 @@ TINY = (
 )
 
 
-def without_times(frame: pd.DataFrame) -> pd.DataFrame:
-    """Columns that depend on neither the clock nor the machine's load, rows in a fixed order."""
-    moving = ("_s", "_tps", "_rps", "_at", "load_average", "peak_process_bytes", "kv_utilization_mean_fraction")
-    kept = frame[[c for c in frame.columns if c.startswith("cfg.") or not c.endswith(moving)]]
-    order = [c for c in ("run_id", "request_id", "step") if c in kept.columns]
-    return kept.sort_values(order).reset_index(drop=True)
+@pytest.fixture(scope="session")
+def tiny() -> tuple[str, ...]:
+    """Overrides of the smallest run."""
+    return TINY
+
+
+@pytest.fixture(scope="session")
+def components_folder() -> Path:
+    """Where `components.py` lies."""
+    return HERE
+
+
+@pytest.fixture(scope="session")
+def what_must_not_move() -> Callable[[pd.DataFrame], pd.DataFrame]:
+    """Leaves the columns that depend on neither the clock nor the machine's load, rows in a fixed order."""
+    moving = ("_s", "_tps", "_rps", "_at", "load_average", "peak_process_bytes")
+
+    def keep(frame: pd.DataFrame) -> pd.DataFrame:
+        kept = frame[[c for c in frame.columns if c.startswith("cfg.") or not c.endswith(moving)]]
+        order = [c for c in ("run_id", "request_id", "step") if c in kept.columns]
+        return kept.sort_values(order).reset_index(drop=True)
+
+    return keep
 
 
 @pytest.fixture

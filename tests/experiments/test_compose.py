@@ -60,7 +60,7 @@ def test_repeat_is_the_slowest_axis_and_command_line_order_follows() -> None:
 
 
 def test_choice_range_and_glob_are_sweeps() -> None:
-    plan = plan_sweep(["cache=glob([l]*)", "scheduler.max_num_seqs=range(2,7,2)", "seed=choice(1,3)"])
+    plan = plan_sweep(["cache=glob(l*)", "scheduler.max_num_seqs=range(2,7,2)", "seed=choice(1,3)"])
     assert {j.config["choices"]["cache"] for j in plan.jobs} == {"lru", "lfu"}
     assert {j.config["scheduler"]["max_num_seqs"] for j in plan.jobs} == {2, 4, 6}
     assert {j.config["seed"] for j in plan.jobs} == {1, 3}

@@ -39,9 +39,7 @@ def test_flatten_keeps_scalars_writes_lists_as_json_and_names_members() -> None:
         (("a", 1), "json", ["a", "1"]),
     ],
 )
-def test_a_column_has_one_type_in_all_files_of_a_sweep(
-    values: tuple, kind: str, stored: list, tmp_path: Path
-) -> None:
+def test_a_column_has_one_type_in_all_files_of_a_sweep(values: tuple, kind: str, stored: list, tmp_path: Path) -> None:
     configs = [_make_config(a=value) for value in values]
     types = tables.column_types(configs)
     assert types["cfg.node.a"] == kind
@@ -76,9 +74,11 @@ def test_the_tables_have_every_column_of_the_contract() -> None:
         "num_draft_tokens num_accepted_tokens acceptance_rate acceptance_length energy_j energy_per_output_token_j "
         "cost_per_million_output_tokens mbu_fraction mfu_fraction perplexity kl_mean_nats top1_agreement_fraction "
         "token_agreement_fraction "
-        + " ".join(f"{a}_{b}_s" for a in ("ttft", "tpot", "itl", "e2e", "queue") for b in ("mean", "p50", "p90", "p99")),
-        "requests": "run_id request_id warmup client_id arrival_s first_scheduled_s first_token_s finish_s ttft_s tpot_s "
-        "e2e_s queue_s num_prompt_tokens num_output_tokens num_cached_tokens num_preemptions num_draft_tokens "
+        + " ".join(
+            f"{a}_{b}_s" for a in ("ttft", "tpot", "itl", "e2e", "queue") for b in ("mean", "p50", "p90", "p99")
+        ),
+        "requests": "run_id request_id warmup client_id arrival_s first_scheduled_s first_token_s finish_s ttft_s "
+        "tpot_s e2e_s queue_s num_prompt_tokens num_output_tokens num_cached_tokens num_preemptions num_draft_tokens "
         "num_accepted_tokens finish_reason slo_met output_sha256",
         "steps": "run_id step start_s duration_s schedule_s run_s commit_s num_prefill_tokens num_decode_tokens "
         "num_draft_tokens num_accepted_tokens num_running num_waiting kv_blocks_used kv_blocks_cached num_evictions "
