@@ -86,21 +86,28 @@ def _sweep(overrides: Sequence[str], *, single: bool, dry_run: bool) -> int:
 
 
 def _run(plan: SweepPlan, console: Console, *, again: bool) -> int:
+    from experiments.errors import ResultsError, one_line
     from experiments.progress import Progress
-    from experiments.summary import overhead_line, print_summary
+    from experiments.summary import overhead_line
     from experiments.sweep import run_sweep
 
     progress = Progress(console, plan.name)
     try:
-        rows = run_sweep(plan, progress, again=again)
+        swept = run_sweep(plan, progress, again=again)
     finally:
         progress.stop()
-    print_summary(console, plan.jobs, rows)
-    line = overhead_line(rows)
+    # The only place where the harness meets the analysis, and only through the folder.
+    from analysis.report import write_report
+
+    try:
+        write_report(plan.folder, console)
+    except ValueError as error:
+        raise ResultsError(one_line(error)) from error
+    line = overhead_line(swept.rows, swept.tracking_s)
     if line:
         console.print(line, style="dim", highlight=False)
-    console.print(f"results: {plan.folder}", highlight=False, markup=False)
-    return EXIT_OK if all(row["status"] == "ok" for row in rows) else EXIT_FAILED
+    console.print(f"tables  {plan.folder}", highlight=False, markup=False, soft_wrap=True)
+    return EXIT_OK if all(row["status"] == "ok" for row in swept.rows) else EXIT_FAILED
 
 
 def _report(folder: str) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import Any
 
@@ -16,16 +17,21 @@ from experiments.results import ResultsFolder
 from experiments.tracking.base import Mirrored, Tracker
 
 
-def run_sweep(plan: SweepPlan, progress: Progress, *, again: bool = False) -> list[dict[str, Any]]:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Swept:
+    """What a sweep left: the `runs` row of every job, in the plan's order, and the seconds each mirror took."""
+
+    rows: tuple[dict[str, Any], ...]
+    tracking_s: tuple[float, ...]
+
+
+def run_sweep(plan: SweepPlan, progress: Progress, *, again: bool = False) -> Swept:
     """Run a plan.
 
     Args:
         plan: what to run.
         progress: who is told.
         again: run also what is complete.
-
-    Returns:
-        The `runs` row of every job, in the plan's order.
 
     Raises:
         CommandError: the tracker cannot be made.
@@ -60,10 +66,11 @@ class _Sweep:
         self._types = tables.column_types(job.config for job in plan.jobs)
         self._host = environment.host()
 
-    def run(self, again: bool) -> list[dict[str, Any]]:
+    def run(self, again: bool) -> Swept:
         rows = {job.run_id: None if again else self._results.complete_row(job.run_id) for job in self._plan.jobs}
         todo = [job for job in self._plan.jobs if rows[job.run_id] is None]
         self._progress.start(len(self._plan.jobs), len(self._plan.jobs) - len(todo))
+        tracking_s = []
         if todo:
             self._launcher.wait_until_warm()
         for job in self._plan.jobs:
@@ -72,8 +79,10 @@ class _Sweep:
                 self._progress.point_started(job)
                 row = rows[job.run_id] = self._run(job)
                 self._progress.point_ended(job, row)
+            started_s = time.perf_counter()
             self._mirror(job, row)
-        return [row for row in rows.values() if row is not None]
+            tracking_s.append(time.perf_counter() - started_s)
+        return Swept(rows=tuple(row for row in rows.values() if row is not None), tracking_s=tuple(tracking_s))
 
     def _run(self, job: Job) -> dict[str, Any]:
         """Run one job; returns its row, which is on the disk."""
