@@ -212,6 +212,19 @@ def test_static_batching_admits_nobody_until_the_batch_is_done() -> None:
     assert all(2 not in batch or batch == {2} for batch in running)
 
 
+def test_a_static_batch_is_full_before_its_first_decode() -> None:
+    """Prompts that take several steps do not close the batch behind the first of them."""
+    engine = make_engine(num_blocks=64, block_size=2, policy="static.StaticBatching", max_num_seqs=3)
+    for bits in (0, 1, 0, 1, 0):
+        engine.add_request([bits] * 14, _params(max_tokens=4))
+    sizes = []
+    while engine.has_unfinished:
+        report = engine.step()
+        if report.num_decode_tokens:
+            sizes.append(report.num_decode_tokens)
+    assert sizes == [3, 3, 3, 2, 2, 2]
+
+
 def test_prefill_first_never_mixes_prefills_with_decodes() -> None:
     engine = make_engine(num_blocks=64, block_size=2, policy="prefill_first.PrefillFirst", max_num_batched_tokens=4)
     engine.add_request([0, 1, 1, 0, 1, 1], _params())
