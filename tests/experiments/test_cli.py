@@ -57,7 +57,6 @@ def test_the_environment_names_no_place() -> None:
 def test_every_run_has_one_offline_mirror_even_after_a_restart(
     cli: Cli, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    pytest.importorskip("wandb")
     sweep = ("sweep", "experiment=null", "seed=0,1")
     assert cli(*sweep) == 0
     # Taken up with tracking on: what ran without a mirror gets one, and only once.

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-import pytest
 import torch
 
 from minivllm.models import Attend, Llama
@@ -13,7 +12,6 @@ from minivllm.models import Attend, Llama
 FOLDER = Path(__file__).parents[3] / "experiments" / "assets" / "reference-target"
 
 
-@pytest.mark.skipif(not FOLDER.is_dir(), reason="the reference model has not been trained here")
 def test_the_reference_model_matches_transformers(
     load: Callable[..., Llama], make_dense_attend: Callable[..., Attend]
 ) -> None:
