@@ -19,8 +19,8 @@ from torch import Tensor
 
 from minivllm.attention.base import AttentionShape, PackedBatch
 
-# A group may carry this many padded (query, key) pairs before a group of its own is cheaper: about 50 us of attention
-# and gathering against the fixed cost of six more ops, measured on two cores.
+# How much padding a group may carry, in keys read and in (query, key) pairs computed, before the next request opens a
+# group of its own. Chosen from the cost of an operation and of a gathered key; not tuned by a sweep.
 _MAX_PADDED_KEYS = 1024
 _MAX_PADDED_PAIRS = 64 * 1024
 
