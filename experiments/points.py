@@ -112,7 +112,7 @@ def freeze(config: Mapping[str, Any]) -> RunSettings:
             cache=CacheConfig(**cache, eviction=eviction),
             execution=ExecutionConfig(
                 **_fields(config, "execution", ExecutionConfig, without="attention"),
-                attention=_component(dict(config["attention"]), "attention"),
+                attention=_optional_component(dict(config["attention"]), "attention"),
             ),
         ),
         workload=_component(workload, "workload"),
@@ -143,6 +143,13 @@ def _component(node: dict[str, Any], group: str) -> Component:
     target = node.pop("_target_", None)
     require(isinstance(target, str) and "." in target, f"{group}._target_", target, "package.module.Class")
     return Component(target=target, kwargs=node)
+
+
+def _optional_component(node: dict[str, Any], group: str) -> Component | None:
+    """None where the class is null: the engine chooses."""
+    if node.get("_target_") is None and len(node) <= 1:
+        return None
+    return _component(node, group)
 
 
 def _fields(config: Mapping[str, Any], group: str, kind: type, without: str = "") -> dict[str, Any]:

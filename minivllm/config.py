@@ -14,6 +14,7 @@ from typing import Any
 
 DTYPES = ("float32", "bfloat16", "float16")
 WEIGHTS = ("checkpoint", "random")
+KERNELS = ("torch", "numba")
 
 
 def require(condition: bool, key: str, value: object, allowed: str) -> None:
@@ -173,20 +174,24 @@ class ExecutionConfig:
     Args:
         device: `cpu` or `cuda`.
         dtype: of weights, activations and K/V; `auto` is float32 on a CPU and the checkpoint's own on a GPU.
-        attention: the attention backend, an `AttentionBackend`.
+        kernels: what computes a step: `torch` anywhere, `numba` (our own compiled kernels) in float32 on a CPU; `auto`
+            is `numba` there and `torch` elsewhere.
+        attention: the attention backend, an `AttentionBackend`; the one that goes with `kernels` where None.
         num_threads: of torch on a CPU; torch's own choice where None.
         seed: of requests that bring none.
     """
 
     device: str = "cpu"
     dtype: str = "auto"
-    attention: Component = Component(target="minivllm.attention.torch_backend.TorchAttention")
+    kernels: str = "auto"
+    attention: Component | None = None
     num_threads: int | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
         require(self.device in ("cpu", "cuda"), "execution.device", self.device, "cpu or cuda")
         require(self.dtype in ("auto", *DTYPES), "execution.dtype", self.dtype, f"auto, {', '.join(DTYPES)}")
+        require(self.kernels in ("auto", *KERNELS), "execution.kernels", self.kernels, f"auto, {', '.join(KERNELS)}")
         require(
             self.num_threads is None or _count(self.num_threads),
             "execution.num_threads",

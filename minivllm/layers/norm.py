@@ -44,11 +44,11 @@ class RMSNorm:
         norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
         return x.div(norm.mul_(self._rsqrt_size).hypot_(self._floor)).to(x.dtype).mul_(self.weight)
 
-    def add(self, x: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
-        """Add x to the residual stream in place, and norm the sum.
+    @property
+    def weight_bytes(self) -> int:
+        return int(self.weight.nbytes)
 
-        Returns:
-            normed sum, a new tensor, and the residual stream.
-        """
+    def add(self, x: Tensor, residual: Tensor) -> Tensor:
+        """Add x to the residual stream in place, and norm the sum: a new tensor."""
         residual.add_(x)
-        return self(residual), residual
+        return self(residual)

@@ -18,9 +18,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from minivllm.layers.activation import silu_and_mul
-from minivllm.layers.norm import RMSNorm
-from minivllm.models.rope import apply_rope_, interleave_pairs, rotation_table
+from minivllm.layers.base import LayerOps
+from minivllm.models.rope import interleave_pairs, rotation_table
 from minivllm.models.spec import ModelSpec
 from minivllm.quantization.base import QuantizationScheme
 
@@ -109,28 +108,38 @@ def tensor_shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
 
 
 class DecoderLayer:
-    """The weights of one layer."""
+    """The weights of one layer, and what is done with them."""
 
-    __slots__ = ("down", "gate_up", "input_norm", "o", "post_norm", "qk_norm", "qkv")
+    __slots__ = ("down", "gate_up", "input_norm", "o", "post_norm", "qkv", "rotary")
 
-    def __init__(self, spec: ModelSpec, layer: int, source: WeightSource, scheme: QuantizationScheme) -> None:
+    def __init__(
+        self,
+        spec: ModelSpec,
+        layer: int,
+        source: WeightSource,
+        scheme: QuantizationScheme,
+        ops: LayerOps,
+        rotations: Tensor,
+    ) -> None:
         hf = f"model.layers.{layer}"
         ours = f"layers.{layer}"
-        self.input_norm = RMSNorm(source.take(f"{hf}.input_layernorm.weight"), spec.rms_norm_eps)
+        self.input_norm = ops.make_norm(source.take(f"{hf}.input_layernorm.weight"), spec.rms_norm_eps)
         bias = _fused_qkv(spec, hf, "bias", source) if spec.attention_bias else None
         self.qkv = scheme.make_linear(f"{ours}.qkv", _fused_qkv(spec, hf, "weight", source), bias)
-        self.qk_norm = _fused_qk_norm(spec, hf, source) if spec.qk_norm else None
+        norm_weight = _fused_qk_norm(spec, hf, source) if spec.qk_norm else None
+        qk_heads = spec.num_heads + spec.num_kv_heads
+        self.rotary = ops.make_rotary(rotations, qk_heads, norm_weight, spec.rms_norm_eps)
         bias = source.take(f"{hf}.self_attn.o_proj.bias") if spec.output_bias else None
         self.o = scheme.make_linear(f"{ours}.o", source.take(f"{hf}.self_attn.o_proj.weight"), bias)
-        self.post_norm = RMSNorm(source.take(f"{hf}.post_attention_layernorm.weight"), spec.rms_norm_eps)
+        self.post_norm = ops.make_norm(source.take(f"{hf}.post_attention_layernorm.weight"), spec.rms_norm_eps)
         gate_up = torch.cat([source.take(f"{hf}.mlp.{name}_proj.weight") for name in ("gate", "up")])
         self.gate_up = scheme.make_linear(f"{ours}.gate_up", gate_up, None)
         self.down = scheme.make_linear(f"{ours}.down", source.take(f"{hf}.mlp.down_proj.weight"), None)
 
     @property
     def weight_bytes(self) -> int:
-        norms = [norm.weight for norm in (self.input_norm, self.post_norm, self.qk_norm) if norm is not None]
-        return sum(op.weight_bytes for op in (self.qkv, self.o, self.gate_up, self.down)) + sum(w.nbytes for w in norms)
+        parts = (self.input_norm, self.qkv, self.rotary, self.o, self.post_norm, self.gate_up, self.down)
+        return sum(part.weight_bytes for part in parts)
 
 
 def _fused_qkv(spec: ModelSpec, hf: str, kind: str, source: WeightSource) -> Tensor:
@@ -139,11 +148,10 @@ def _fused_qkv(spec: ModelSpec, hf: str, kind: str, source: WeightSource) -> Ten
     return torch.cat([interleave_pairs(q, spec.head_dim), interleave_pairs(k, spec.head_dim), v])
 
 
-def _fused_qk_norm(spec: ModelSpec, hf: str, source: WeightSource) -> RMSNorm:
-    """One norm for the heads of q and k together: weight [H + K, D]."""
+def _fused_qk_norm(spec: ModelSpec, hf: str, source: WeightSource) -> Tensor:
+    """[H + K, D], the weight of one norm for the heads of q and k together."""
     q, k = (interleave_pairs(source.take(f"{hf}.self_attn.{name}_norm.weight"), spec.head_dim) for name in "qk")
-    weight = torch.cat([q.expand(spec.num_heads, -1), k.expand(spec.num_kv_heads, -1)])
-    return RMSNorm(weight, spec.rms_norm_eps)
+    return torch.cat([q.expand(spec.num_heads, -1), k.expand(spec.num_kv_heads, -1)])
 
 
 class Llama:
@@ -152,36 +160,34 @@ class Llama:
     Args:
         spec: its shape.
         source: its tensors; they are taken layer by layer, so at most one layer is alive twice.
-        scheme: how projections are stored.
+        scheme: how projections are stored and multiplied.
+        ops: what computes the rest of a layer.
         max_len: positions that the rotation table covers.
     """
 
-    def __init__(self, spec: ModelSpec, source: WeightSource, scheme: QuantizationScheme, max_len: int) -> None:
+    def __init__(
+        self, spec: ModelSpec, source: WeightSource, scheme: QuantizationScheme, ops: LayerOps, max_len: int
+    ) -> None:
         self.spec = spec
         self.max_len = max_len
         embedding = source.take("model.embed_tokens.weight")
-        self.layers = [DecoderLayer(spec, layer, source, scheme) for layer in range(spec.num_layers)]
-        self.norm = RMSNorm(source.take("model.norm.weight"), spec.rms_norm_eps)
+        # [max_len, 1, D / 2]
+        rotations = rotation_table(spec.rope, spec.head_dim, max_len).to(embedding.device)
+        self.layers = [DecoderLayer(spec, i, source, scheme, ops, rotations) for i in range(spec.num_layers)]
+        self.norm = ops.make_norm(source.take("model.norm.weight"), spec.rms_norm_eps)
+        self._silu_and_mul = ops.silu_and_mul
         head = embedding if spec.tie_word_embeddings else source.take("lm_head.weight")
         self.lm_head = scheme.make_linear("lm_head", head, None)
         # Where the head keeps the tied weight unchanged, rows are looked up in the head's own memory.
-        shared = self.lm_head.dense_weight if spec.tie_word_embeddings else None
-        # [V, C], possibly a transposed view
-        self.embedding = embedding if shared is None else shared
+        shared = self.lm_head.look_up if spec.tie_word_embeddings else None
+        # [N] int64 -> [N, C], a new tensor
+        self.embed = shared or (lambda token_ids: embedding.index_select(0, token_ids))
         self.dtype = embedding.dtype
-        self.weights_bytes = (
-            (embedding.nbytes if shared is None else 0)
-            + sum(layer.weight_bytes for layer in self.layers)
-            + self.norm.weight.nbytes
-            + self.lm_head.weight_bytes
-        )
+        parts = (*self.layers, self.norm, self.lm_head)
+        self.weights_bytes = sum(part.weight_bytes for part in parts) + (0 if shared else embedding.nbytes)
         # A layer ends with the norm that the next one begins with, as the residual sum is fused into it.
         next_norms = [layer.input_norm for layer in self.layers[1:]] + [self.norm]
         self._layers_and_next_norms = list(zip(self.layers, next_norms, strict=True))
-        # [max_len, 1, D / 2]
-        self._rotations = rotation_table(spec.rope, spec.head_dim, max_len).to(embedding.device)
-        self._qkv_heads = spec.num_heads + 2 * spec.num_kv_heads
-        self._qk_heads = spec.num_heads + spec.num_kv_heads
 
     def forward(
         self,
@@ -190,23 +196,17 @@ class Llama:
         attend: Attend,
         on_layer: Callable[[int, Tensor], None] | None = None,
     ) -> Tensor:
-        head_dim = self.spec.head_dim
-        rotation = self._rotations.index_select(0, positions)
-        # index_select copies, so that the stream may be updated in place.
-        residual = self.embedding.index_select(0, token_ids)
+        at = self.layers[0].rotary.at(positions)
+        residual = self.embed(token_ids)
         x = self.layers[0].input_norm(residual)
         for index, (layer, next_norm) in enumerate(self._layers_and_next_norms):
             qkv = layer.qkv(x)
-            qk_NHD = qkv.view(-1, self._qkv_heads, head_dim)[:, : self._qk_heads]
-            if layer.qk_norm is not None:
-                qk_NHD.copy_(layer.qk_norm(qk_NHD))
-            apply_rope_(qk_NHD, rotation)
-            attended = attend(qkv, index)
-            x, residual = layer.post_norm.add(layer.o(attended), residual)
-            x = layer.down(silu_and_mul(layer.gate_up(x)))
+            layer.rotary.rotate_(qkv, at)
+            x = layer.post_norm.add(layer.o(attend(qkv, index)), residual)
+            x = layer.down(self._silu_and_mul(layer.gate_up(x)))
             if on_layer is not None:
                 on_layer(index, residual + x)
-            x, residual = next_norm.add(x, residual)
+            x = next_norm.add(x, residual)
         return x
 
     def compute_logits(self, hidden: Tensor) -> Tensor:

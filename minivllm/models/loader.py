@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 
 from minivllm.config import DTYPES, ModelConfig
+from minivllm.layers.base import LayerOps
+from minivllm.layers.torch_ops import TorchOps
 from minivllm.models.checkpoint import Checkpoint
 from minivllm.models.folder import read_spec, resolve_folder
 from minivllm.models.llama import Llama, WeightSource, tensor_shapes
@@ -51,25 +53,33 @@ class RandomWeights:
         return tensor.normal_(0.0, self._std, generator=generator)
 
 
-def load_model(config: ModelConfig, *, device: str, dtype: str, scheme: QuantizationScheme) -> Llama:
+def resolve_dtype(config: ModelConfig, *, device: str, dtype: str) -> torch.dtype:
+    """What `auto` means: float32 on a CPU and the checkpoint's own on a GPU."""
+    if dtype == "auto":
+        dtype = "float32" if device == "cpu" else read_spec(config).dtype
+    if dtype not in DTYPES:
+        raise ValueError(f"execution.dtype={dtype!r}: must be auto or one of {', '.join(DTYPES)}")
+    return getattr(torch, dtype)  # type: ignore[no-any-return]
+
+
+def load_model(
+    config: ModelConfig, *, device: str, dtype: str, scheme: QuantizationScheme, ops: LayerOps | None = None
+) -> Llama:
     """Build the configured model.
 
     Args:
         config: which weights.
         device: `cpu` or `cuda`.
         dtype: of weights and activations; `auto` is float32 on a CPU and the checkpoint's own on a GPU.
-        scheme: how projections are stored.
+        scheme: how projections are stored and multiplied.
+        ops: what computes the rest of a layer; plain PyTorch where None.
 
     Raises:
         ValueError: anything about the folder, its config or its tensors that does not fit, in one line.
     """
     spec = read_spec(config)
     max_len = spec.limit_length(config.max_model_len)
-    if dtype == "auto":
-        dtype = "float32" if device == "cpu" else spec.dtype
-    if dtype not in DTYPES:
-        raise ValueError(f"execution.dtype={dtype!r}: must be auto or one of {', '.join(DTYPES)}")
-    torch_dtype = getattr(torch, dtype)
+    torch_dtype = resolve_dtype(config, device=device, dtype=dtype)
     shapes = tensor_shapes(spec)
     source: WeightSource
     if config.weights == "random":
@@ -80,4 +90,4 @@ def load_model(config: ModelConfig, *, device: str, dtype: str, scheme: Quantiza
         folder = resolve_folder(config.path)
         source = Checkpoint(folder, shapes, device=device, dtype=torch_dtype, tied_head=spec.tie_word_embeddings)
     with torch.no_grad():
-        return Llama(spec, source, scheme, max_len)
+        return Llama(spec, source, scheme, ops or TorchOps(), max_len)

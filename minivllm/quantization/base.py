@@ -6,6 +6,7 @@ layer by layer: the full-precision copy of one projection is alive at a time, ne
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 from torch import Tensor
@@ -20,9 +21,9 @@ class LinearOp(Protocol):
         ...
 
     @property
-    def dense_weight(self) -> Tensor | None:
-        """[out, in] view of the stored weight where it is stored unchanged, so that a tied embedding can share the
-        memory; None where it is packed."""
+    def look_up(self) -> Callable[[Tensor], Tensor] | None:
+        """[N] int64 -> [N, in], rows of the weight as a new tensor, where it is stored without loss, so that a tied
+        embedding can share the memory; None where it is not."""
         ...
 
     def __call__(self, x: Tensor) -> Tensor:

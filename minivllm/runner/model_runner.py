@@ -14,11 +14,14 @@ from minivllm.attention.base import AttentionBackend, AttentionShape, PackedBatc
 from minivllm.config import EngineConfig
 from minivllm.engine import blocks_in_pool
 from minivllm.models import load_model
+from minivllm.models.loader import resolve_dtype
 from minivllm.plan import BlockCopy, Chunk, NewRow, SampledTokens, StepPlan, StepResult
 from minivllm.quantization.none import Unquantized
 from minivllm.runner.base import MemoryReport
+from minivllm.runner.kernels import attention_of, make_ops, resolve_kernels
 from minivllm.sampling.sampler import SamplingBatch, SamplingRow, is_plain, sample
 from minivllm.sampling_params import SamplingParams
+from minivllm_kernels.cpu_memory import advise_huge_pages
 
 
 class ModelRunner:
@@ -38,7 +41,17 @@ class ModelRunner:
         if execution.num_threads is not None:
             torch.set_num_threads(execution.num_threads)
         self.device = torch.device(execution.device)
-        self.model = load_model(config.model, device=execution.device, dtype=execution.dtype, scheme=Unquantized())
+        dtype = resolve_dtype(config.model, device=execution.device, dtype=execution.dtype)
+        self.kernels = resolve_kernels(execution, dtype)
+        ops = make_ops(self.kernels)
+        self._row_max = ops.row_max
+        self.model = load_model(
+            config.model,
+            device=execution.device,
+            dtype=execution.dtype,
+            scheme=Unquantized(kernels=self.kernels),
+            ops=ops,
+        )
         spec = self.model.spec
         self.max_model_len = spec.limit_length(config.model.max_model_len)
         self.vocab_size = spec.vocab_size
@@ -47,15 +60,18 @@ class ModelRunner:
         self._path = config.model.path
 
         row_elements = 2 * spec.num_kv_heads * spec.head_dim
-        self._dtype = dtype = self.model.dtype
+        self._dtype = dtype
         self._bytes_per_block = spec.num_layers * self.block_size * row_elements * dtype.itemsize
         self.num_blocks = blocks_in_pool(config, self._bytes_per_block, self.max_model_len)
-        # Zeros, not empty: masked keys are multiplied by 0, and 0 times a stray NaN is NaN.
-        self.kv_cache = torch.zeros(
+        self.kv_cache = torch.empty(
             (spec.num_layers, self.num_blocks, self.block_size, 2, spec.num_kv_heads, spec.head_dim),
             dtype=dtype,
             device=self.device,
         )
+        if self.device.type == "cpu":
+            advise_huge_pages(self.kv_cache)
+        # Masked keys are multiplied by 0, and 0 times a stray NaN is NaN.
+        self.kv_cache.zero_()
         shape = AttentionShape(
             num_layers=spec.num_layers,
             num_heads=spec.num_heads,
@@ -64,7 +80,8 @@ class ModelRunner:
             block_size=self.block_size,
             sliding_windows=spec.sliding_windows,
         )
-        self.attention: AttentionBackend = execution.attention.make("attention", shape=shape, kv_cache=self.kv_cache)
+        backend = execution.attention or attention_of(self.kernels)
+        self.attention: AttentionBackend = backend.make("attention", shape=shape, kv_cache=self.kv_cache)
 
         max_rows = config.scheduler.max_num_seqs
         max_blocks = -(-self.max_model_len // self.block_size)
@@ -173,7 +190,7 @@ class ModelRunner:
             wanted = SamplingBatch.greedy(len(sampling))
         else:
             wanted = SamplingBatch.make([self._sampling_row(chunk, row) for chunk, row in sampling], logits_MV.device)
-        output = sample(logits_MV, wanted)
+        output = sample(logits_MV, wanted, self._row_max)
         token_ids, finite = output.token_ids.tolist(), output.finite.tolist()
         logprobs = {} if output.logprobs is None else output.logprobs.of_rows()
         samples = []

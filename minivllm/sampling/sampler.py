@@ -67,17 +67,27 @@ class SampleOutput:
     logprobs: Logprobs | None
 
 
-def sample(logits_MV: Tensor, batch: SamplingBatch) -> SampleOutput:
+def _torch_row_max(logits_MV: Tensor) -> tuple[Tensor, Tensor]:
+    values, places = logits_MV.max(dim=-1)
+    return values, places
+
+
+def sample(
+    logits_MV: Tensor,
+    batch: SamplingBatch,
+    row_max: Callable[[Tensor], tuple[Tensor, Tensor]] = _torch_row_max,
+) -> SampleOutput:
     """Choose a token for every row.
 
     Args:
         logits_MV: [M, V] float32, not changed. A token at -inf is never chosen.
         batch: what the M rows want.
+        row_max: the kernel for rows that want an argmax; see `LayerOps`.
     """
     assert logits_MV.shape[0] == batch.num_rows, f"{logits_MV.shape[0]} rows of logits for {batch.num_rows} requests"
-    # The maximum is NaN where any value is, so it tells of a whole row; torch takes the first of equal maxima.
+    # The maximum is NaN where any value is, so it tells of a whole row.
     if batch.any_plain:
-        best_M, token_ids_M = logits_MV.max(dim=-1)
+        best_M, token_ids_M = row_max(logits_MV)
     else:
         best_M = logits_MV.new_zeros(batch.num_rows)
         token_ids_M = torch.zeros_like(best_M, dtype=torch.int64)

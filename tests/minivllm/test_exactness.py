@@ -49,10 +49,12 @@ def loads(draw):
     chunked_prefill=st.booleans(),
     max_num_seqs=st.sampled_from([1, 3, 8]),
     tight=st.booleans(),
+    kernels=st.sampled_from(["numba", "torch"]),
 )
 def _check_configuration(
-    tiny, load, policy, eviction, cache, block_size, max_num_batched_tokens, chunked_prefill, max_num_seqs, tight
-) -> None:
+    tiny, load, policy, eviction, cache, block_size, max_num_batched_tokens, chunked_prefill, max_num_seqs, tight,
+    kernels,
+) -> None:  # fmt: skip
     folder, oracle = tiny
     longest = max(len(prompt) + max_tokens for prompt, max_tokens, _ in load)
     needed = -(-longest // block_size)
@@ -67,6 +69,7 @@ def _check_configuration(
         max_num_batched_tokens=max_num_batched_tokens,
         chunked_prefill=chunked_prefill,
         max_num_seqs=max_num_seqs,
+        kernels=kernels,
     )
     # Twice the same prompts: the second time finds the first time's blocks.
     for _ in range(2):

@@ -13,6 +13,7 @@ from torch import Tensor
 from minivllm.config import ModelConfig
 from minivllm.models import Attend, Llama, load_model
 from minivllm.quantization.none import Unquantized
+from minivllm.runner.kernels import make_ops
 
 # Odd on purpose: head_dim is not hidden_size / heads, and nothing but the heads is a power of two.
 TINY = {
@@ -101,8 +102,11 @@ def save_hf_model(make_hf_model: Callable[..., Any], tmp_path: Path) -> Callable
 def load() -> Callable[..., Llama]:
     """Load a folder on the CPU."""
 
-    def load_folder(folder: Path, *, dtype: str = "float32", scheme: Any = None, **config: Any) -> Llama:
-        scheme = Unquantized() if scheme is None else scheme
-        return load_model(ModelConfig(path=str(folder), **config), device="cpu", dtype=dtype, scheme=scheme)
+    def load_folder(
+        folder: Path, *, dtype: str = "float32", scheme: Any = None, kernels: str = "torch", **config: Any
+    ) -> Llama:
+        scheme = Unquantized(kernels=kernels) if scheme is None else scheme
+        model, ops = ModelConfig(path=str(folder), **config), make_ops(kernels)
+        return load_model(model, device="cpu", dtype=dtype, scheme=scheme, ops=ops)
 
     return load_folder

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from minivllm.config import KERNELS
 from minivllm.models import Llama
 from minivllm.quantization.none import Unquantized
 
@@ -123,7 +124,8 @@ def test_every_layer_and_the_logits_match_transformers(
     hf_model.save_pretrained(tmp_path)
     theirs = _run_hf(hf_model, LENGTHS)
     assert theirs[1].abs().max() > 1, "logits this small would hide an error"
-    _assert_close(_run(load(tmp_path), LENGTHS, make_dense_attend), theirs, TOLERANCE)
+    for kernels in KERNELS:
+        _assert_close(_run(load(tmp_path, kernels=kernels), LENGTHS, make_dense_attend), theirs, TOLERANCE)
 
 
 def test_a_window_and_a_scaling_change_the_logits(

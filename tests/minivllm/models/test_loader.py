@@ -41,7 +41,7 @@ class _RecordingScheme:
 
 class _Packed(OutInLinear):
     @property
-    def dense_weight(self) -> None:  # type: ignore[override]
+    def look_up(self) -> None:  # type: ignore[override]
         return None
 
     @property
@@ -74,9 +74,8 @@ def test_random_weights_follow_their_seed_alone() -> None:
 
 def test_random_tensors_differ_and_have_the_wanted_spread() -> None:
     first, second = _make_random().layers
-    weights = [op.dense_weight for op in (first.qkv, second.qkv, first.gate_up, second.gate_up)]
+    weights = [op.weight for op in (first.qkv, second.qkv, first.gate_up, second.gate_up)]
     for weight in weights:
-        assert weight is not None
         assert weight.std() == pytest.approx(0.1, rel=0.1)
         assert weight.mean() == pytest.approx(0.0, abs=0.01)
     assert not torch.equal(weights[0], weights[1])
@@ -125,6 +124,7 @@ def test_a_length_beyond_the_context_is_refused_before_loading() -> None:
 
 def test_no_weight_needs_a_gradient_and_all_can_be_trained_against() -> None:
     model = _make_random()
-    assert not model.embedding.requires_grad
-    assert not model.embedding.is_inference()
+    weight = model.layers[0].o.weight
+    assert not weight.requires_grad
+    assert not weight.is_inference()
     assert read_spec(ModelConfig(weights="random", shape=SHAPE)) == model.spec

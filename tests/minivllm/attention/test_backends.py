@@ -1,4 +1,4 @@
-"""The torch backend against the definition in `minivllm_kernels.paged_attention.reference`."""
+"""Every backend for CPUs against the definition in `minivllm_kernels.paged_attention.reference`."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 
 from minivllm.attention.base import AttentionShape, PackedBatch
+from minivllm.attention.numba_backend import NumbaAttention
 from minivllm.attention.torch_backend import TorchAttention
 from minivllm_kernels.paged_attention.reference import paged_attention_reference
 
@@ -61,12 +62,15 @@ def _make_case(query_lens, computed, *, num_kv_heads, group, head_dim, block_siz
     ),
     num_kv_heads=st.sampled_from([1, 2, 3]),
     group=st.sampled_from([1, 2, 4, 7]),
-    head_dim=st.sampled_from([8, 24, 32]),
+    head_dim=st.sampled_from([8, 24, 32, 72]),
     block_size=st.sampled_from([1, 2, 16, 64]),
     window=st.sampled_from([None, 1, 5, 40]),
     in_order=st.booleans(),
 )
-def test_attention_is_that_of_the_definition(lens, num_kv_heads, group, head_dim, block_size, window, in_order) -> None:
+@pytest.mark.parametrize("kind", [TorchAttention, NumbaAttention])
+def test_attention_is_that_of_the_definition(
+    kind, lens, num_kv_heads, group, head_dim, block_size, window, in_order
+) -> None:
     query_lens, computed = [q for q, _ in lens], [c for _, c in lens]
     batch, shape, cache, qkv = _make_case(
         query_lens,
@@ -79,7 +83,7 @@ def test_attention_is_that_of_the_definition(lens, num_kv_heads, group, head_dim
         in_order=in_order,
     )
     expected_cache = cache.clone()
-    backend = TorchAttention(shape, cache)
+    backend = kind(shape, cache)
     metadata = backend.prepare(batch)
     heads = qkv.view(len(qkv), -1, head_dim)
     q, k, v = heads.split((shape.num_heads, num_kv_heads, num_kv_heads), dim=1)
@@ -114,3 +118,68 @@ def test_no_layer_calls_attention_more_often_than_there_are_shapes(lens, monkeyp
     backend = TorchAttention(shape, cache)
     backend.attend(qkv, 1, backend.prepare(batch))
     assert len(calls) <= len(set(lens))
+
+
+def _attend_with_numba(lens, block_size: int = 16, window: int | None = 40, *, poison: bool = False) -> torch.Tensor:
+    batch, shape, cache, qkv = _make_case(
+        [q for q, _ in lens], [c for _, c in lens], num_kv_heads=2, group=3, head_dim=24, block_size=block_size,
+        window=window,
+    )  # fmt: skip
+    # K, V and queries by place in a request, whatever the batch and the blocks.
+    token = torch.Generator().manual_seed(1)
+    keys = torch.randn(200, 2, 2, 24, generator=token)
+    queries = torch.randn(200, (6 + 4) * 24, generator=token)
+    if poison:
+        cache.fill_(float("nan"))
+    for row, context in enumerate(batch.context_lens.tolist()):
+        places = np.arange(context)
+        slots = batch.block_table[row, places // block_size].astype(np.int64) * block_size + places % block_size
+        cache.view(2, -1, 2, 2, 24)[:, slots] = keys[:context]
+    qkv.copy_(queries[batch.positions])
+    qkv[:, 6 * 24 :] = keys[batch.positions].flatten(1)
+    backend = NumbaAttention(shape, cache)
+    return torch.cat([backend.attend(qkv, layer, backend.prepare(batch)) for layer in range(2)], dim=1)
+
+
+@pytest.mark.parametrize("others", [[], [(1, 3), (7, 100)], [(33, 0)] * 3], ids=str)
+@pytest.mark.parametrize("block_size", [1, 8, 128])
+def test_a_token_is_attended_to_the_last_bit_alike_in_any_batch_chunk_and_block_size(others, block_size) -> None:
+    whole = _attend_with_numba([(150, 0)])
+    last = _attend_with_numba([(1, 149), *others], block_size)
+    chunk = _attend_with_numba([*others, (30, 100)], block_size)
+    assert torch.equal(last[0], whole[149])
+    assert torch.equal(chunk[-30:], whole[100:130])
+
+
+@pytest.mark.parametrize("num_threads", [2, 3, 7])
+def test_the_number_of_threads_changes_no_bit(num_threads) -> None:
+    lens = [(1, 149), (2, 5), (1, 0), (40, 3)]
+    alone = _attend_with_numba(lens)
+    before = torch.get_num_threads()
+    torch.set_num_threads(num_threads)
+    try:
+        assert torch.equal(_attend_with_numba(lens), alone)
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_slots_that_no_request_reaches_are_never_read() -> None:
+    lens = [(1, 40), (5, 0), (3, 30)]
+    assert torch.equal(_attend_with_numba(lens, poison=True), _attend_with_numba(lens))
+
+
+def test_a_nan_in_q_or_k_spoils_the_output_instead_of_vanishing() -> None:
+    for place in (0, 6 * 24):
+        batch, shape, cache, qkv = _make_case(
+            [1], [40], num_kv_heads=2, group=3, head_dim=24, block_size=16, window=None
+        )
+        qkv[0, place] = float("nan")
+        backend = NumbaAttention(shape, cache)
+        assert backend.attend(qkv, 1, backend.prepare(batch))[0, :24].isnan().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_half_precision_is_refused_by_name(dtype) -> None:
+    _, shape, cache, _ = _make_case([1], [4], num_kv_heads=1, group=1, head_dim=8, block_size=4, window=None)
+    with pytest.raises(ValueError, match=r"^attention=numba: .*float16 on cpu: choose attention=torch$"):
+        NumbaAttention(shape, cache.to(dtype))
