@@ -17,6 +17,7 @@ import re
 import struct
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import llvmlite.binding as llvm
 import torch
@@ -47,7 +48,8 @@ if _OPENMP is not None:
     # (function, its argument, threads, flags)
     _parallel.argtypes = (ctypes.c_void_p, ctypes.c_char_p, ctypes.c_uint, ctypes.c_uint)
     _parallel.restype = None
-    _thread_num, _barrier = _OPENMP.omp_get_thread_num, _OPENMP.GOMP_barrier
+    _thread_num: Any = _OPENMP.omp_get_thread_num
+    _barrier: Any = _OPENMP.GOMP_barrier
 else:
     _thread_num = ctypes.CFUNCTYPE(ctypes.c_int)(lambda: 0)
     _barrier = ctypes.CFUNCTYPE(None)(lambda: None)

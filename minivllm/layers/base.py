@@ -19,11 +19,11 @@ class Norm(Protocol):
     @property
     def weight_bytes(self) -> int: ...
 
-    def __call__(self, x_NC: Tensor) -> Tensor:
+    def __call__(self, x: Tensor) -> Tensor:
         """[N, C] -> [N, C], a new tensor."""
         ...
 
-    def add(self, x_NC: Tensor, residual_NC: Tensor) -> Tensor:
+    def add(self, x: Tensor, residual: Tensor) -> Tensor:
         """Add x to the residual stream in place, and norm the sum: a new tensor."""
         ...
 

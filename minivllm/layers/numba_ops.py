@@ -23,11 +23,11 @@ class NumbaNorm:
     def weight_bytes(self) -> int:
         return self._weight.nbytes
 
-    def __call__(self, x_NC: Tensor) -> Tensor:
-        return rms_norm(x_NC, self._weight, eps=self._eps)
+    def __call__(self, x: Tensor) -> Tensor:
+        return rms_norm(x, self._weight, eps=self._eps)
 
-    def add(self, x_NC: Tensor, residual_NC: Tensor) -> Tensor:
-        return rms_norm(x_NC, self._weight, eps=self._eps, residual=residual_NC)
+    def add(self, x: Tensor, residual: Tensor) -> Tensor:
+        return rms_norm(x, self._weight, eps=self._eps, residual=residual)
 
 
 class NumbaRotary:

@@ -183,8 +183,12 @@ class Llama:
         # [N] int64 -> [N, C], a new tensor
         self.embed = shared or (lambda token_ids: embedding.index_select(0, token_ids))
         self.dtype = embedding.dtype
-        parts = (*self.layers, self.norm, self.lm_head)
-        self.weights_bytes = sum(part.weight_bytes for part in parts) + (0 if shared else embedding.nbytes)
+        self.weights_bytes = (
+            (0 if shared else embedding.nbytes)
+            + sum(layer.weight_bytes for layer in self.layers)
+            + self.norm.weight_bytes
+            + self.lm_head.weight_bytes
+        )
         # A layer ends with the norm that the next one begins with, as the residual sum is fused into it.
         next_norms = [layer.input_norm for layer in self.layers[1:]] + [self.norm]
         self._layers_and_next_norms = list(zip(self.layers, next_norms, strict=True))

@@ -59,7 +59,7 @@ def resolve_dtype(config: ModelConfig, *, device: str, dtype: str) -> torch.dtyp
         dtype = "float32" if device == "cpu" else read_spec(config).dtype
     if dtype not in DTYPES:
         raise ValueError(f"execution.dtype={dtype!r}: must be auto or one of {', '.join(DTYPES)}")
-    return getattr(torch, dtype)  # type: ignore[no-any-return]
+    return getattr(torch, dtype)
 
 
 def load_model(
@@ -90,4 +90,4 @@ def load_model(
         folder = resolve_folder(config.path)
         source = Checkpoint(folder, shapes, device=device, dtype=torch_dtype, tied_head=spec.tie_word_embeddings)
     with torch.no_grad():
-        return Llama(spec, source, scheme, ops or TorchOps(), max_len)
+        return Llama(spec, source, scheme, ops if ops is not None else TorchOps(), max_len)
