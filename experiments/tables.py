@@ -21,7 +21,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 TABLES = ("runs", "requests", "steps", "quality")
 _TYPES = {"bool": pa.bool_(), "int64": pa.int64(), "double": pa.float64(), "string": pa.string(), "null": pa.null()}
 
@@ -38,6 +38,11 @@ RUNS = pa.schema(
         *_fields("int64", "schema_version"),
         *_fields("string", "sweep run_id point_id"),
         *_fields("int64", "repeat order_index"),
+        # How the sweep went about its runs; min and max differ where repeats go on until a metric is known.
+        *_fields("string", "design.order"),
+        *_fields("int64", "design.order_seed design.min_repeats design.max_repeats"),
+        *_fields("string", "design.repeat_metric"),
+        *_fields("double", "design.relative_half_width design.cool_down_s"),
         # status: ok, error (raised), crashed (died), timeout, invalid (refused by its config).
         *_fields("string", "status error_type error_message"),
         pa.field("started_at", pa.timestamp("us", tz="UTC")),

@@ -9,6 +9,7 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -75,6 +76,24 @@ class Sloth(SchedulingPolicy):
 
     def order(self, state: SchedulerState, now_s: float) -> Sequence[RequestView]:
         time.sleep(0.01)
+        return super().order(state, now_s)
+
+
+class Paced(SchedulingPolicy):
+    """Sleeps in each step: `step_s`, and in every second run `swing` times as much on top.
+
+    It knows its runs by the lines of a file. With `drift`, each run sleeps that much longer than the one before.
+    """
+
+    def __init__(self, step_s: float, notes: str, swing: float = 0.0, drift: float = 0.0) -> None:
+        path = Path(f"{notes}-{swing}")
+        number = len(path.read_text()) if path.exists() else 0
+        with path.open("a") as file:
+            file.write(".")
+        self._step_s = step_s * (1 + swing * (number % 2) + drift * number)
+
+    def order(self, state: SchedulerState, now_s: float) -> Sequence[RequestView]:
+        time.sleep(self._step_s)
         return super().order(state, now_s)
 
 
