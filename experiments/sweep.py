@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import Any
 
-from experiments import environment, tables
+from experiments import environment, peaks, tables
 from experiments.child import Order
 from experiments.errors import CommandError, one_line
 from experiments.launch import Ended, Launcher
@@ -67,6 +68,7 @@ class _Sweep:
         self._types = tables.column_types(job.config for job in plan.jobs)
         self._host = environment.host()
         self._rows: dict[str, dict[str, Any] | None] = {}
+        self._peaks: dict[peaks.Place, dict[str, Any]] = {}
         # Points that need no more repeats.
         self._settled: set[str] = set()
         self._repeats_of: dict[str, list[Job]] = {}
@@ -83,6 +85,7 @@ class _Sweep:
         tracking_s = []
         if todo:
             self._launcher.wait_until_warm()
+            self._measure_peaks(todo)
         has_run = False
         for job in jobs:
             row = rows[job.run_id]
@@ -103,11 +106,27 @@ class _Sweep:
             tracking_s.append(time.perf_counter() - started_s)
         return Swept(rows=tuple(row for row in rows.values() if row is not None), tracking_s=tuple(tracking_s))
 
+    def _measure_peaks(self, todo: Iterable[Job]) -> None:
+        """Of every place where a run is to come and that the folder knows nothing of yet."""
+        if not self._plan.design.measure_peaks:
+            return
+        for place in {peaks.Place.of(job.config): None for job in todo if job.invalid is None}:
+            file, found = peaks.kept(self._results.path / "peaks", place, self._host)
+            if found is None:
+                found = self._launcher.measure_peaks(place)
+                if found is None:
+                    self._progress.warn(f"peaks of execution.device={place.device} are unknown: no MBU and no MFU")
+                    continue
+                with self._results.guarded():
+                    peaks.keep(file, place, found)
+            self._peaks[place] = found
+
     def _is_wanted(self, job: Job) -> bool:
         """Whether the earlier repeats of a point, all of them on the disk, call for this one."""
         if job.point_id in self._settled:
             return False
         rule = job.repeats
+        assert rule.metric is not None
         same = self._repeats_of[job.point_id]
         earlier = [self._rows[other.run_id] for other in same if other.repeat < job.repeat]
         values = [row[rule.metric] for row in earlier if row is not None and row["status"] == "ok"]
@@ -153,6 +172,7 @@ class _Sweep:
                     folder=str(self._results.path),
                     log=str(self._results.log_path(job.run_id)),
                     started_at_s=started_at_s,
+                    peaks=self._peaks.get(peaks.Place.of(job.config)),
                 ),
                 timeout_s=self._plan.timeout_s,
                 on_progress=self._progress.within_point,

@@ -91,6 +91,8 @@ def _make_until(*more: str) -> list[str]:
         "repeats=3",
         "repeat_until.relative_half_width=0.3",
         "repeat_until.max_repeats=5",
+        # Every run is as long as the next.
+        *(f"workload.{end}_{what}_tokens=7" for end in ("min", "max") for what in ("prompt", "output")),
         *more,
     ]
 
