@@ -33,7 +33,8 @@ _REQUESTS = (
 _STEPS = (
     "run_id step start_s duration_s schedule_s run_s commit_s client_s num_prefill_tokens num_decode_tokens "
     "num_draft_tokens num_accepted_tokens num_running num_waiting kv_blocks_used kv_blocks_cached num_evictions "
-    "num_preemptions kv_slots_unused kv_utilization_fraction kv_fragmentation_fraction process_bytes counted_bytes counted_flops"
+    "num_preemptions kv_slots_unused kv_utilization_fraction kv_fragmentation_fraction process_bytes "
+    "counted_bytes counted_flops"
 )
 _QUALITY = "run_id item_id num_tokens nll_sum_nats kl_sum_nats top1_matches first_divergence task task_correct"
 
