@@ -110,7 +110,7 @@ def measure(place: Place) -> dict[str, Any] | None:
         flops_per_s = {}
         for name in place.dtypes:
             dtype = getattr(torch, name)
-            size = 4096 if cuda else _matrix_size(dtype)
+            size = 8192 if cuda else _matrix_size(dtype)
             a, b = (torch.rand(size, size, device=place.device).to(dtype) for _ in range(2))
             product = torch.empty_like(a)
             took_s = seconds(lambda a=a, b=b, product=product: torch.mm(a, b, out=product))  # type: ignore[misc]

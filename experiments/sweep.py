@@ -129,7 +129,7 @@ class _Sweep:
         assert rule.metric is not None
         same = self._repeats_of[job.point_id]
         earlier = [self._rows[other.run_id] for other in same if other.repeat < job.repeat]
-        values = [row[rule.metric] for row in earlier if row is not None and row["status"] == "ok"]
+        values = [row.get(rule.metric) for row in earlier if row is not None and row["status"] == "ok"]
         if rule.wants_more(values):
             return True
         self._settled.add(job.point_id)
