@@ -68,7 +68,7 @@ def caveats(sweep: Sweep, points: pd.DataFrame) -> list[str]:
         which = f"the baseline point ({', '.join(base['label'])}) did not finish"
         made.append(f"No speed-ups where {which if len(base) else f'no point is called {BASELINE}'}.")
     made += [*contamination(sweep), *_repeats_by_need(finished), *drift(finished)]
-    made += [*_load_average(finished), *_sensors(finished)]
+    made += [*_load_average(finished), *_sensors(finished), *_beyond_peaks(finished)]
     differing = [name for name, values in environment(sweep).items() if len(values) > 1 and not is_restless(name)]
     if differing:
         made.append(f"The environment changed within the sweep: {', '.join(f'`{name}`' for name in differing)}.")
@@ -199,7 +199,7 @@ def _repeats_by_need(finished: pd.DataFrame) -> list[str]:
     for (metric, width), runs in finished.groupby(["design.repeat_metric", "design.relative_half_width"]):
         made.append(
             f"Repeats stopped when the interval of `{metric}` was within ±{width:.3g} of its mean: stopping by what "
-            "one sees makes intervals cover a little less than they say."
+            "one sees makes 95 % intervals cover about 92 % with at least 3 repeats, 94 % or more with at least 5."
         )
         short = 0
         for _, point in runs.groupby(["sweep", "point_id"]):
@@ -227,6 +227,19 @@ def _sensors(finished: pd.DataFrame) -> list[str]:
         )
     if len(clock) and clock.min() < SLOWEST_CLOCK * clock.max():
         made.append(f"The GPU's clock at the end of a run was between {clock.min():.0f} and {clock.max():.0f} MHz.")
+    return made
+
+
+def _beyond_peaks(finished: pd.DataFrame) -> list[str]:
+    """Fractions of a ceiling that is none."""
+    made = []
+    for what, why in (
+        ("mbu", "the model fits into a cache, or the peak was measured while something else ran"),
+        ("mfu", "the peak was measured while something else ran"),
+    ):
+        beyond = int(numbers(_column(finished, f"{what}_fraction")).gt(1).sum())
+        if beyond:
+            made.append(f"{what.upper()} is above 1 in {beyond} of {len(finished)} runs: {why}.")
     return made
 
 

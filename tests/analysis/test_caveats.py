@@ -143,3 +143,11 @@ def test_a_gpu_that_grows_warm_and_slow_is_named() -> None:
     said = "\n".join(caveats(sweep, points(sweep)))
     assert "between 40 and 71 °C" in said and "between 1700 and 1980 MHz" in said
     assert "The environment changed" not in said
+
+
+def test_more_than_the_peak_is_named() -> None:
+    runs = _make_runs(np.random.default_rng(10), num_points=2, num_repeats=1, per_run=0)
+    runs["mbu_fraction"], runs["mfu_fraction"] = [1.2, 0.4], [0.5, None]
+    sweep = _make_sweep(runs, [])
+    said = "\n".join(caveats(sweep, points(sweep)))
+    assert "MBU is above 1 in 1 of 2 runs" in said and "MFU is above" not in said
