@@ -1,15 +1,19 @@
 """What a reader must know before believing a sweep's figures, one sentence each.
 
-Only what the tables themselves show. Tests of drift, saturation and contamination will stand here too.
+Only what the tables themselves show. Contamination: a measured prompt that the warm-up had too, or a prefix hit in the
+measurement's first step, when nothing measured can be in the cache yet. Drift: a metric that changes with the order of
+running, once points and repeats are allowed for.
 """
 
 from __future__ import annotations
 
 import re
 
+import numpy as np
 import pandas as pd
+from scipy import stats
 
-from analysis.columns import OK
+from analysis.columns import OK, RUN_KEY
 from analysis.load import Sweep
 from analysis.metrics import METRICS
 from analysis.naming import BASELINE
@@ -21,10 +25,20 @@ FEW_REPEATS = 3
 # A sweep alone keeps all cores busy, so a load average of about one a core is its own.
 BUSY_LOAD_PER_CORE = 1.25
 
+# Of all drift tests of a sweep together.
+FALSE_ALARMS = 0.05
+# A change over the sweep that is not worth a sentence, however sure.
+SMALLEST_DRIFT = 0.01
+# Fewer repeats make no trend between them.
+_FEWEST_ROUNDS = 4
+
+WARMEST_SPREAD_C = 10
+SLOWEST_CLOCK = 0.95
+
 _LOAD = re.compile(r"load_?av", re.IGNORECASE)
 _CORES = re.compile(r"cpu_?count|num_cpus|(?<!num_)cores|num_cores", re.IGNORECASE)
 # Differ from run to run by nature and say nothing about the environment being another.
-_RESTLESS = re.compile(r"load_?av|temperature|clock|free|available|hostname_pid|\bpid\b", re.IGNORECASE)
+_RESTLESS = re.compile(r"load_?av|temperature|clock|peak_|free|available|hostname_pid|\bpid\b", re.IGNORECASE)
 
 
 def caveats(sweep: Sweep, points: pd.DataFrame) -> list[str]:
@@ -53,7 +67,8 @@ def caveats(sweep: Sweep, points: pd.DataFrame) -> list[str]:
     if len(points) > 1 and (base.empty or (base["num_repeats"] == 0).any()):
         which = f"the baseline point ({', '.join(base['label'])}) did not finish"
         made.append(f"No speed-ups where {which if len(base) else f'no point is called {BASELINE}'}.")
-    made += _load_average(finished)
+    made += [*contamination(sweep), *_repeats_by_need(finished), *drift(finished)]
+    made += [*_load_average(finished), *_sensors(finished), *_beyond_peaks(finished)]
     differing = [name for name, values in environment(sweep).items() if len(values) > 1 and not is_restless(name)]
     if differing:
         made.append(f"The environment changed within the sweep: {', '.join(f'`{name}`' for name in differing)}.")
@@ -65,6 +80,166 @@ def caveats(sweep: Sweep, points: pd.DataFrame) -> list[str]:
         if len(workloads) and workloads.max() > 1:
             made.append("Points did not all get the same workload: they differ by more than the swept options.")
     made += [f"{warning}." for warning in sweep.warnings]
+    return made
+
+
+def contamination(sweep: Sweep) -> list[str]:
+    """Whether warm-up and measurement touched: a sentence for each way in which they did."""
+    ok = sweep.runs.loc[sweep.runs["status"] == OK, RUN_KEY]
+    requests = sweep.requests
+    if ok.empty or requests.empty:
+        return []
+    made = []
+    is_warm = requests["warmup"].eq(True)
+    warm = requests.loc[is_warm & requests["prompt_sha256"].notna(), [*RUN_KEY, "prompt_sha256"]].drop_duplicates()
+    again = requests.loc[~is_warm & requests["prompt_sha256"].isin(warm["prompt_sha256"])]
+    again = again.merge(warm, on=[*RUN_KEY, "prompt_sha256"]).merge(ok, on=RUN_KEY)
+    if len(again):
+        made.append(
+            f"Contamination: the warm-up had {len(again)} of the measured prompts too, in {_which(again, len(ok))}; "
+            "what it left behind may have made them faster."
+        )
+    measured = requests.loc[~is_warm & requests["first_scheduled_s"].notna()]
+    first_s = numbers(measured["first_scheduled_s"]).groupby([measured[key] for key in RUN_KEY]).transform("min")
+    hits = measured.loc[measured["first_scheduled_s"].eq(first_s) & numbers(measured["num_cached_tokens"]).gt(0)]
+    hits = hits.merge(ok, on=RUN_KEY)
+    if len(hits):
+        made.append(
+            f"Contamination: {len(hits)} requests of a measurement's first step found "
+            f"{int(numbers(hits['num_cached_tokens']).sum())} prompt tokens in the prefix cache, in "
+            f"{_which(hits, len(ok))}; nothing measured can have put them there."
+        )
+    return made
+
+
+def _which(rows: pd.DataFrame, num_runs: int) -> str:
+    run_ids = list(dict.fromkeys(rows["run_id"]))
+    more = ", ..." if len(run_ids) > 3 else ""
+    return f"{len(run_ids)} of {num_runs} runs ({', '.join(run_ids[:3])}{more})"
+
+
+def drift(finished: pd.DataFrame) -> list[str]:
+    """Whether a key metric changes with the order of running: a sentence for each that does.
+
+    A run's logarithm is its point's, plus its repeat's (which has a workload of its own), plus a trend. Within repeats
+    the trend shows where their orders differ; between them, as a slope of the repeats' means. The two see different
+    parts of the data, so their t tests are put together as Stouffer does, and with Bonferroni over the metrics.
+    """
+    tests = []
+    for _, runs in finished.groupby("sweep", sort=False):
+        for metric in METRICS:
+            found = _drift_of(runs, metric.column) if metric.key and metric.column in runs else None
+            if found is not None:
+                tests.append((metric.title, *found))
+    return [
+        f"Drift: {title} changed by {change:+.0%} from the first run to the last, whatever ran (p = {p:.1g}): the "
+        "machine did not stay the same."
+        for title, p, change in tests
+        if p < FALSE_ALARMS / len(tests) and abs(change) >= SMALLEST_DRIFT
+    ]
+
+
+def _drift_of(runs: pd.DataFrame, column: str) -> tuple[float, float] | None:
+    """(p, relative change from the first run to the last); None where the runs allow no test."""
+    runs = runs[numbers(runs[column]).gt(0) & runs["order_index"].notna() & runs["repeat"].notna()]
+    if runs.empty:
+        return None
+    value, time = np.log(numbers(runs[column]).to_numpy(float)), numbers(runs["order_index"]).to_numpy(float)
+    point, repeat = (pd.factorize(runs[key])[0] for key in ("point_id", "repeat"))
+    num_points, num_rounds = point.max() + 1, repeat.max() + 1
+    # Within repeats, then between them, over what is left there when each point's own level is taken off.
+    y, t = _without_means(value, point, repeat), _without_means(time, point, repeat)
+    trends = [_slope(t, y, len(runs) - num_points - num_rounds)]
+    if num_rounds >= _FEWEST_ROUNDS:
+        y, t = (_means(_without_means(v, point), repeat) for v in (value, time))
+        trends.append(_slope(t - t.mean(), y - y.mean(), num_rounds - 2))
+    known = [trend for trend in trends if trend is not None]
+    if not known:
+        return None
+    slopes, errors, zs = (np.array(part) for part in zip(*known, strict=True))
+    p = 2 * stats.norm.sf(abs(zs.sum()) / np.sqrt(len(zs)))
+    weights = 1 / np.maximum(errors, 1e-12) ** 2
+    return float(p), float(np.expm1((slopes * weights).sum() / weights.sum() * np.ptp(time)))
+
+
+def _slope(t: np.ndarray, y: np.ndarray, degrees: int) -> tuple[float, float, float] | None:
+    """(slope, its standard error, its t statistic as a normal deviate) of centred values; None where there is too
+    little, as where each repeat has the same order and time says no more than the point does."""
+    if degrees < 2 or t @ t < 1e-6:
+        return None
+    slope = t @ y / (t @ t)
+    error = np.sqrt(((y - slope * t) ** 2).sum() / degrees / (t @ t))
+    # So that a trend without any noise, or no noise at all, is still a number.
+    p = stats.t.sf(abs(slope) / max(error, 1e-12), degrees)
+    return float(slope), float(error), float(np.sign(slope) * stats.norm.isf(max(p, 1e-300)))
+
+
+def _means(values: np.ndarray, group: np.ndarray) -> np.ndarray:
+    return np.bincount(group, values) / np.bincount(group)
+
+
+def _without_means(values: np.ndarray, *groups: np.ndarray) -> np.ndarray:
+    """What is left of values when the means of all groups are taken off: in turn, until nothing changes, since the
+    groups need not be balanced."""
+    left = values - values.mean()
+    for _ in range(200):
+        before = left
+        for group in groups:
+            left = left - _means(left, group)[group]
+        if np.abs(left - before).max() <= 1e-12 * (1 + np.abs(values).max()):
+            break
+    return left
+
+
+def _repeats_by_need(finished: pd.DataFrame) -> list[str]:
+    """What it means that repeats stopped when the interval was narrow, and where they ran out first."""
+    if not numbers(_column(finished, "design.relative_half_width")).notna().any():
+        return []
+    made = []
+    for (metric, width), runs in finished.groupby(["design.repeat_metric", "design.relative_half_width"]):
+        made.append(
+            f"Repeats stopped when the interval of `{metric}` was within ±{width:.3g} of its mean: stopping by what "
+            "one sees makes 95 % intervals cover about 92 % with at least 3 repeats, 94 % or more with at least 5."
+        )
+        short = 0
+        for _, point in runs.groupby(["sweep", "point_id"]):
+            values = np.log(numbers(point[metric]).to_numpy(float))
+            if len(values) > 1 and len(values) >= numbers(point["design.max_repeats"]).max():
+                half = stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
+                short += bool(np.expm1(half) > width)
+        if short:
+            made.append(f"{short} point{'s' * (short > 1)} had all repeats allowed and were still wider than that.")
+    return made
+
+
+def _sensors(finished: pd.DataFrame) -> list[str]:
+    """A GPU that grew warm or slow."""
+
+    def both(what: str, unit: str) -> pd.Series:
+        columns = [_column(finished, f"env.gpu_{what}_{when}_{unit}") for when in ("start", "end")]
+        return pd.concat([numbers(column) for column in columns]).dropna()
+
+    made = []
+    warmth, clock = both("temperature", "c"), numbers(_column(finished, "env.gpu_clock_end_mhz")).dropna()
+    if len(warmth) and np.ptp(warmth) >= WARMEST_SPREAD_C:
+        made.append(
+            f"The GPU was between {warmth.min():.0f} and {warmth.max():.0f} °C warm; sweep.cool_down_s may help."
+        )
+    if len(clock) and clock.min() < SLOWEST_CLOCK * clock.max():
+        made.append(f"The GPU's clock at the end of a run was between {clock.min():.0f} and {clock.max():.0f} MHz.")
+    return made
+
+
+def _beyond_peaks(finished: pd.DataFrame) -> list[str]:
+    """Fractions of a ceiling that is none."""
+    made = []
+    for what, why in (
+        ("mbu", "the model fits into a cache, or the peak was measured while something else ran"),
+        ("mfu", "the peak was measured while something else ran"),
+    ):
+        beyond = int(numbers(_column(finished, f"{what}_fraction")).gt(1).sum())
+        if beyond:
+            made.append(f"{what.upper()} is above 1 in {beyond} of {len(finished)} runs: {why}.")
     return made
 
 

@@ -9,7 +9,9 @@ from __future__ import annotations
 LATENCIES = ("ttft", "tpot", "itl", "e2e", "queue")
 
 _RUNS = (
-    "schema_version sweep run_id point_id repeat order_index status error_type error_message started_at wall_s "
+    "schema_version sweep run_id point_id repeat order_index design.order design.order_seed "
+    "design.min_repeats design.max_repeats design.repeat_metric design.relative_half_width design.cool_down_s "
+    "status error_type error_message started_at wall_s "
     "workload_sha256 num_requests num_prompt_tokens num_output_tokens duration_s "
     "request_throughput_rps output_throughput_tps total_throughput_tps "
     + " ".join(f"{name}_{part}_s" for name in LATENCIES for part in ("mean", "p50", "p90", "p99"))
@@ -18,17 +20,21 @@ _RUNS = (
     "kv_blocks_total kv_utilization_mean_fraction kv_fragmentation_mean_fraction prefix_hit_fraction "
     "num_evictions num_preemptions num_recomputed_tokens "
     "num_draft_tokens num_accepted_tokens acceptance_rate acceptance_length "
-    "energy_j energy_per_output_token_j cost_per_million_output_tokens mbu_fraction mfu_fraction "
+    "energy_j energy_per_output_token_j cost_per_million_output_tokens energy_source mbu_fraction mfu_fraction "
+    "counted_bytes counted_flops step_schedule_mean_s step_run_mean_s step_commit_mean_s step_client_mean_s "
+    "host_fraction "
     "perplexity kl_mean_nats top1_agreement_fraction token_agreement_fraction"
 )
 _REQUESTS = (
     "run_id request_id warmup client_id arrival_s first_scheduled_s first_token_s finish_s ttft_s tpot_s e2e_s queue_s "
     "num_prompt_tokens num_output_tokens num_cached_tokens num_preemptions num_draft_tokens num_accepted_tokens "
-    "finish_reason slo_met output_sha256"
+    "finish_reason slo_met prompt_sha256 output_sha256"
 )
 _STEPS = (
-    "run_id step start_s duration_s schedule_s run_s commit_s num_prefill_tokens num_decode_tokens num_draft_tokens "
-    "num_accepted_tokens num_running num_waiting kv_blocks_used kv_blocks_cached num_evictions num_preemptions"
+    "run_id step start_s duration_s schedule_s run_s commit_s client_s num_prefill_tokens num_decode_tokens "
+    "num_draft_tokens num_accepted_tokens num_running num_waiting kv_blocks_used kv_blocks_cached num_evictions "
+    "num_preemptions kv_slots_unused kv_utilization_fraction kv_fragmentation_fraction process_bytes "
+    "counted_bytes counted_flops"
 )
 _QUALITY = "run_id item_id num_tokens nll_sum_nats kl_sum_nats top1_matches first_divergence task task_correct"
 

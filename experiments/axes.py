@@ -2,7 +2,7 @@
 
 An axis is a key and its values, written in Hydra's grammar on the command line (`scheduler=fcfs,static`,
 `repeat=range(5)`, `cache=glob(*)`) and as a list in an experiment's YAML. `repeat` varies slowest, so that repeats
-interleave (A B C, A B C, ...) and slow drift of the machine hits every point alike.
+interleave (A B C, B C A, ...) and slow drift of the machine hits every point alike.
 """
 
 from __future__ import annotations
@@ -18,6 +18,10 @@ from omegaconf import OmegaConf
 
 from experiments.compose import compose_raw, parse
 from experiments.errors import CommandError, one_line
+from experiments.repeats import Repeats, repeats_rule
+
+# Keys that say which points there are, and are no part of any of them.
+PLANNING = ("axes", "variants", "repeats", "repeat_until")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,10 +51,27 @@ class Combination:
     label: str
     # Without the repeat.
     overrides: tuple[str, ...]
+    repeats: Repeats
+
+    @property
+    def needed(self) -> bool:
+        """Whether it runs in any case, or only where earlier repeats leave its point too uncertain."""
+        return self.repeats.metric is None or self.repeat < self.repeats.least
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Experiment:
+    """One experiment of a command line: its repeats and its axes."""
+
+    name: str | None
+    rule: Repeats
+    # Numbers of the repeats.
+    rounds: tuple[int, ...]
+    axes: tuple[Axis, ...]
 
 
 def expand(overrides: Sequence[str], *, default_experiment: str | None = None) -> list[Combination]:
-    """All combinations that a command line asks for, in the order in which they run.
+    """All combinations that a command line asks for, repeat by repeat, each in the order of the axes.
 
     Args:
         overrides: as given on the command line.
@@ -84,12 +105,12 @@ def expand(overrides: Sequence[str], *, default_experiment: str | None = None) -
 
     plans = [_plan(name, fixed, swept, repeats, variants) for name in experiments]
     # Repeat is slowest even across experiments: a comparison of two experiments drifts as little as one of two points.
-    last = max((repeat for _, rounds, _ in plans for repeat in rounds), default=-1)
+    last = max((repeat for plan in plans for repeat in plan.rounds), default=-1)
     found = []
     for repeat in range(last + 1):
-        for name, rounds, axes in plans:
-            if repeat in rounds:
-                found += _multiply(name, repeat, fixed, axes, several=len(experiments) > 1)
+        for plan in plans:
+            if repeat in plan.rounds:
+                found += _multiply(plan, repeat, fixed, several=len(experiments) > 1)
     return found
 
 
@@ -99,11 +120,11 @@ def _plan(
     swept: Sequence[Axis],
     repeats: tuple[int, ...] | None,
     picked: Sequence[str] | None,
-) -> tuple[str | None, tuple[int, ...], list[Axis]]:
-    """(experiment, its repeats, its axes): its own, unless the command line speaks of the same key."""
+) -> _Experiment:
+    """An experiment's own repeats and axes, unless the command line speaks of the same key."""
     chosen = [f"experiment={experiment}"] if experiment else []
-    config = compose_raw([*chosen, *(text for text in fixed if text.startswith("repeats="))])
-    own = OmegaConf.to_container(OmegaConf.create({k: config[k] for k in ("axes", "variants", "repeats")}))
+    config = compose_raw([*chosen, *(text for text in fixed if text.startswith(("repeats=", "repeat_until")))])
+    own = OmegaConf.to_container(OmegaConf.create({key: config[key] for key in PLANNING}))
     assert isinstance(own, dict)
     where = f"experiment={experiment}"
     named = {o.key_or_group for o in parse(fixed)} | {axis.key for axis in swept}
@@ -115,10 +136,15 @@ def _plan(
             raise CommandError(f"variant={name}: no such variant of {where}; {there}")
     if variants:
         axes.insert(0, Axis(key="variant", choices=tuple(variants[name] for name in picked or variants)))
-    rounds = own["repeats"]
-    if not isinstance(rounds, int) or isinstance(rounds, bool) or rounds < 1:
-        raise CommandError(f"repeats={rounds!r}: must be 1 or more")
-    return experiment, repeats if repeats is not None else tuple(range(rounds)), [*axes, *swept]
+    rule = repeats_rule(own["repeats"], own["repeat_until"])
+    rounds = tuple(range(rule.most))
+    if repeats is not None:
+        if rule.metric is not None:
+            raise CommandError(
+                f"repeat={','.join(map(str, repeats))}: names the repeats, and repeat_until decides on them; give one"
+            )
+        rule, rounds = Repeats(least=len(repeats), most=len(repeats)), repeats
+    return _Experiment(name=experiment, rule=rule, rounds=rounds, axes=(*axes, *swept))
 
 
 def _axis(key: str, values: Any, where: str) -> Axis:
@@ -142,21 +168,20 @@ def _variants(variants: Any, where: str) -> dict[str, Choice]:
     return found
 
 
-def _multiply(
-    experiment: str | None, repeat: int, fixed: Sequence[str], axes: Sequence[Axis], *, several: bool
-) -> list[Combination]:
-    head = (f"experiment={experiment}",) if experiment else ()
+def _multiply(plan: _Experiment, repeat: int, fixed: Sequence[str], *, several: bool) -> list[Combination]:
+    head = (f"experiment={plan.name}",) if plan.name else ()
     found = []
-    for choices in itertools.product(*(axis.choices for axis in axes)):
+    for choices in itertools.product(*(axis.choices for axis in plan.axes)):
         # The command line first: a variant leaves its part out of whatever base the command line chose.
         varied = tuple(o for choice in choices for o in choice.overrides)
-        labels = [choice.label for axis, choice in zip(axes, choices, strict=True) if len(axis.choices) > 1]
+        labels = [choice.label for axis, choice in zip(plan.axes, choices, strict=True) if len(axis.choices) > 1]
         found.append(
             Combination(
-                experiment=experiment,
+                experiment=plan.name,
                 repeat=repeat,
-                label=" ".join([str(experiment)] * several + labels),
+                label=" ".join([str(plan.name)] * several + labels),
                 overrides=(*head, *fixed, *varied),
+                repeats=plan.rule,
             )
         )
     return found

@@ -20,16 +20,12 @@ from pathlib import Path
 from typing import Any
 
 from experiments import environment, metrics, tables
-from experiments.drive import Driven, drive
+from experiments.drive import Driven
 from experiments.errors import one_line
-from experiments.points import RunSettings, freeze, located
-from experiments.workloads.base import Streams, Workload, warmup_items, with_sampling_seeds, workload_sha256
-from experiments.workloads.prompts import PromptSource, RandomTokens, TextPrompts, read_documents
+from experiments.measurement import Measurement
+from experiments.points import freeze
 from minivllm.llm import LLM
 from minivllm.request import FinishReason
-
-_REPORT_EVERY_S = 0.25
-HELDOUT = "experiments/assets/heldout.jsonl"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,6 +40,8 @@ class Order:
     log: str
     # Wall clock, seconds since the epoch.
     started_at_s: float
+    # Of the machine, from `peaks.measure`; None where they were not measured.
+    peaks: Mapping[str, Any] | None = None
 
 
 def child_main(order: Order, pipe: connection.Connection) -> None:
@@ -104,13 +102,14 @@ def _run(order: Order, pipe: connection.Connection) -> dict[str, Any]:
         llm = LLM.from_config(settings.engine)
         stages.end("load_s")
         row["env.threads"] = _num_threads()
-        work = _Work(settings, llm)
-        warm = work.warm_up()
+        work = Measurement(settings, llm)
+        work.warm_up()
         stages.end("warmup_s")
         measuring = True
-        driven = work.measure(_reporter(pipe, len(work.items)))
-        row |= work.columns(driven)
-        rows = work.rows(warm, driven)
+        driven = work.measure(lambda *progress: pipe.send(("progress", *progress)))
+        row["env.load_average_end"] = environment.load_average()
+        rows = work.rows(driven)
+        row |= work.columns(driven, rows, order.peaks)
         row |= _verdict(driven)
     # The border of a run: whatever a part raises becomes the row's error, and the traceback goes to the log.
     except Exception as error:  # noqa: BLE001
@@ -130,81 +129,6 @@ def _run(order: Order, pipe: connection.Connection) -> dict[str, Any]:
     # Last: this file says that the run is complete.
     tables.write_table(folder / "runs" / f"{run_id}.parquet", tables.runs_table(row, order.config, order.column_types))
     return row
-
-
-class _Work:
-    """A workload made for one engine."""
-
-    def __init__(self, settings: RunSettings, llm: LLM) -> None:
-        self._settings, self._engine = settings, llm.engine
-        self._streams = Streams.make(seed=settings.seed, repeat=settings.repeat)
-        workload: Workload = settings.workload.make("workload")
-        self._concurrency = workload.concurrency
-        self.items = with_sampling_seeds(workload.items(self._streams, _source(workload.prompts, llm)), self._streams)
-        if not self.items:
-            raise ValueError(f"workload._target_={settings.workload.target!r}: made no requests")
-
-    def warm_up(self) -> Driven:
-        """Run other prompts of the same shape, and forget what they left in the prefix cache."""
-        engine = self._engine
-        items = warmup_items(self.items, self._settings.num_warmup_requests, engine.runner.vocab_size, self._streams)
-        driven = drive(engine, items, self._settings.sampling, concurrency=max(1, len(items)))
-        engine.reset_prefix_cache()
-        return driven
-
-    def measure(self, watch: Any) -> Driven:
-        return drive(self._engine, self.items, self._settings.sampling, concurrency=self._concurrency, watch=watch)
-
-    def rows(self, warm: Driven, driven: Driven) -> dict[str, list[dict[str, Any]]]:
-        slo, origin_s = self._settings.slo, driven.start_s
-        requests = metrics.request_rows(warm, slo, origin_s=origin_s, warmup=True)
-        requests += metrics.request_rows(driven, slo, origin_s=origin_s)
-        return {"requests": requests, "steps": metrics.step_rows(driven.steps, origin_s=origin_s)}
-
-    def columns(self, driven: Driven) -> dict[str, Any]:
-        engine, slo = self._engine, self._settings.slo
-        memory = engine.memory()
-        return metrics.run_columns(
-            driven,
-            metrics.request_rows(driven, slo, origin_s=driven.start_s),
-            slo,
-            num_offered=len(self.items) * self._settings.sampling.n,
-            num_blocks=engine.num_blocks,
-            block_size=engine.block_size,
-        ) | {
-            "workload_sha256": workload_sha256(self.items),
-            "weights_bytes": memory.weights_bytes,
-            "kv_cache_bytes": memory.kv_cache_bytes,
-            "peak_allocated_bytes": memory.peak_allocated_bytes,
-            "peak_reserved_bytes": memory.peak_reserved_bytes,
-        }
-
-
-def _source(prompts: str, llm: LLM) -> PromptSource:
-    if prompts == "random":
-        return RandomTokens(llm.engine.runner.vocab_size)
-    path = located(HELDOUT if prompts == "heldout" else prompts)
-    assert path is not None
-    documents, tokenizer = read_documents(path), llm.tokenizer
-
-    def encode(text: str) -> list[int]:
-        ids: list[int] = tokenizer.encode(text, add_special_tokens=False)
-        return ids
-
-    return TextPrompts(documents, encode, tokenizer.bos_token_id)
-
-
-def _reporter(pipe: connection.Connection, total: int) -> Any:
-    """Tell the driver how far the run is, a few times a second."""
-    last = [0.0, 0]
-
-    def watch(done: int, num_tokens: int, elapsed_s: float) -> None:
-        since_s = elapsed_s - last[0]
-        if since_s >= _REPORT_EVERY_S:
-            pipe.send(("progress", done, total, (num_tokens - last[1]) / since_s))
-            last[:] = elapsed_s, num_tokens
-
-    return watch
 
 
 def _verdict(driven: Driven) -> Mapping[str, Any]:

@@ -71,7 +71,8 @@ def _sweep(overrides: Sequence[str], *, single: bool, dry_run: bool) -> int:
         plan = plan_sweep(overrides, default_experiment=None if single else "quickstart", single=single)
         if dry_run:
             for job in plan.jobs:
-                console.print(f"{job.run_id} {job.label} {job.invalid or ''}".rstrip(), highlight=False, markup=False)
+                note = job.invalid or ("" if job.needed else "(if it is needed)")
+                console.print(f"{job.run_id} {job.label} {note}".rstrip(), highlight=False, markup=False)
             return EXIT_OK
         return _run(plan, console, again=single)
     except CommandError as error:

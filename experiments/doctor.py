@@ -16,6 +16,7 @@ from rich.table import Table
 
 from experiments import environment
 from experiments.compose import CONF
+from experiments.meters import open_meters
 from experiments.points import ASSETS
 
 _GIB = 2**30
@@ -64,6 +65,8 @@ def findings() -> Iterator[Finding]:
     )
     yield _memory()
     yield _threads()
+    meter = open_meters("cpu").energy
+    yield Finding(what="energy of the CPU", works=bool(meter.counters), detail=meter.source.removeprefix("none: "))
     yield Finding(
         what="conf",
         works=CONF.is_dir(),

@@ -36,7 +36,12 @@ def host() -> dict[str, Any]:
 
 def moment() -> dict[str, Any]:
     """What changes: the load average of the last minute, which tells whether the run had the machine to itself."""
-    return {"env.load_average": os.getloadavg()[0]}
+    return {"env.load_average": load_average()}
+
+
+def load_average() -> float:
+    """Of the last minute."""
+    return os.getloadavg()[0]
 
 
 def version(package: str) -> str | None:

@@ -17,6 +17,10 @@ from multiprocessing.process import BaseProcess
 from typing import Any
 
 from experiments.child import Order, child_main
+from experiments.peaks import Place, measure_main
+
+# Many times what measuring takes: a machine that needs longer has no peaks to speak of.
+_PEAKS_TIMEOUT_S = 60
 
 # (requests done, requests in all, output tokens a second)
 OnProgress = Callable[[int, int, float], None]
@@ -55,6 +59,21 @@ class Launcher:
         process = self._context.Process(target=_nothing, daemon=True)
         process.start()
         process.join()
+
+    def measure_peaks(self, place: Place) -> dict[str, Any] | None:
+        """How fast the machine is, measured in a fresh child; None where that child could not tell."""
+        receiver, sender = self._context.Pipe(duplex=False)
+        process = self._context.Process(target=measure_main, args=(place, sender), daemon=True)
+        process.start()
+        sender.close()
+        try:
+            found: dict[str, Any] | None = receiver.recv() if receiver.poll(_PEAKS_TIMEOUT_S) else None
+            return found
+        except (EOFError, ConnectionResetError):
+            return None
+        finally:
+            _kill_alone(process)
+            receiver.close()
 
     def run(self, order: Order, *, timeout_s: float, on_progress: OnProgress) -> Ended:
         """Run to the end, or to the end of its time. The child is gone when this returns or raises."""
@@ -103,6 +122,13 @@ def _crashed(process: BaseProcess) -> Ended:
         message = f"died of signal {-code} ({name}){hint}"
         return Ended(status="crashed", error_type=name, error_message=message)
     return Ended(status="crashed", error_type="Exit", error_message=f"left with exit code {code} and no result")
+
+
+def _kill_alone(process: BaseProcess) -> None:
+    """End a child that shares our group."""
+    process.join(timeout=1)
+    process.kill()
+    process.join(timeout=5)
 
 
 def _kill(process: BaseProcess) -> None:

@@ -3,10 +3,12 @@
 TTFT = first token - arrival. TPOT = (finish - first token) / (n - 1), null for n = 1. ITL = every gap between two
 tokens of a request, pooled over requests. E2E = finish - arrival. Queue = first scheduled - arrival. Goodput =
 requests a second that meet every limit; attainment is a fraction of the requests *offered*, not of those finished.
+The cost of a million output tokens is what the machine costs while the run lasts, over the tokens that it made.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import sys
 from collections.abc import Mapping, Sequence
@@ -42,7 +44,6 @@ def _request_row(request: Request, lateness_s: float | None, slo: Slo, origin_s:
     tpot_s = None
     if first_s is not None and finish_s is not None and count > 1:
         tpot_s = (finish_s - first_s) / (count - 1)
-    tokens = np.asarray(request.output_token_ids, dtype="<i8").tobytes()
     return {
         "request_id": request.request_id,
         "warmup": warmup,
@@ -62,8 +63,13 @@ def _request_row(request: Request, lateness_s: float | None, slo: Slo, origin_s:
         "num_preemptions": request.num_preemptions,
         "finish_reason": None if request.finish_reason is None else request.finish_reason.value,
         "slo_met": _slo_met(request, ttft_s, tpot_s, slo) if slo.given else None,
-        "output_sha256": hashlib.sha256(tokens).hexdigest(),
+        "prompt_sha256": _sha256(request.token_ids[: request.num_prompt_tokens]),
+        "output_sha256": _sha256(request.output_token_ids),
     }
+
+
+def _sha256(token_ids: Sequence[int]) -> str:
+    return hashlib.sha256(np.asarray(token_ids, dtype="<i8").tobytes()).hexdigest()
 
 
 def _slo_met(request: Request, ttft_s: float | None, tpot_s: float | None, slo: Slo) -> bool:
@@ -75,10 +81,40 @@ def _slo_met(request: Request, ttft_s: float | None, tpot_s: float | None, slo: 
     )
 
 
-def step_rows(steps: Sequence[StepReport], *, origin_s: float) -> list[dict[str, Any]]:
-    """Rows of the `steps` table."""
-    names = [name for name in STEPS.names if name not in ("schema_version", "run_id", "start_s")]
-    return [{n: getattr(s, n) for n in names} | {"start_s": s.start_s - origin_s} for s in steps]
+def step_rows(
+    steps: Sequence[StepReport],
+    seen: Sequence[Mapping[str, Any]],
+    *,
+    origin_s: float,
+    num_blocks: int,
+    block_size: int,
+) -> list[dict[str, Any]]:
+    """Rows of the `steps` table.
+
+    Args:
+        steps: as the engine reported them.
+        seen: further columns of each step, from whoever watched.
+        origin_s: the instant that times count from.
+        num_blocks, block_size: of the KV pool.
+    """
+    reported = {f.name for f in dataclasses.fields(StepReport)}
+    names = [name for name in STEPS.names if name in reported and name != "start_s"]
+    rows: list[dict[str, Any]] = []
+    end_s: float | None = None
+    for step, more in zip(steps, seen, strict=True):
+        used = step.kv_blocks_used
+        rows.append(
+            {name: getattr(step, name) for name in names}
+            | {
+                "start_s": step.start_s - origin_s,
+                "client_s": None if end_s is None else step.start_s - end_s,
+                "kv_utilization_fraction": used / num_blocks,
+                "kv_fragmentation_fraction": step.kv_slots_unused / (used * block_size) if used else None,
+            }
+            | dict(more)
+        )
+        end_s = step.start_s + step.duration_s
+    return rows
 
 
 def run_columns(
@@ -87,15 +123,12 @@ def run_columns(
     slo: Slo,
     *,
     num_offered: int,
-    num_blocks: int,
-    block_size: int,
 ) -> dict[str, Any]:
-    """Columns of `runs` that come from the measured requests and steps.
+    """Columns of `runs` that come from the measured requests.
 
     Args:
         rows: of the measured requests.
         num_offered: requests that the workload sent.
-        num_blocks, block_size: of the KV pool.
     """
     duration_s = max((r["finish_s"] for r in rows if r["finish_s"] is not None), default=0.0)
     num_prompt = sum(r["num_prompt_tokens"] for r in rows)
@@ -121,26 +154,48 @@ def run_columns(
         "goodput_rps": _ratio(num_met, duration_s) if slo.given else None,
         "slo_attainment_fraction": _ratio(num_met, num_offered) if slo.given else None,
         "prefix_hit_fraction": _ratio(sum(r["num_cached_tokens"] for r in rows), num_prompt),
+        "num_recomputed_tokens": sum(step.num_recomputed_tokens for step in driven.steps),
     }
     for what, values in latencies.items():
         columns |= _summary(what, values)
-    return columns | _step_columns(driven.steps, num_blocks, block_size)
+    return columns
 
 
-def _step_columns(steps: Sequence[StepReport], num_blocks: int, block_size: int) -> dict[str, Any]:
-    drafted, accepted = sum(s.num_draft_tokens for s in steps), sum(s.num_accepted_tokens for s in steps)
-    used = [s for s in steps if s.kv_blocks_used]
+def step_summary(rows: Sequence[Mapping[str, Any]], *, num_blocks: int) -> dict[str, Any]:
+    """Columns of `runs` that come from rows of `steps`."""
+
+    def known(name: str) -> list[Any]:
+        return [row[name] for row in rows if row[name] is not None]
+
+    drafted, accepted = sum(known("num_draft_tokens")), sum(known("num_accepted_tokens"))
+    host_s, run_s = sum(known("schedule_s")) + sum(known("commit_s")), sum(known("run_s"))
+    counted = known("counted_bytes")
     return {
         "kv_blocks_total": num_blocks,
-        "kv_utilization_mean_fraction": _mean([s.kv_blocks_used / num_blocks for s in steps]),
+        "kv_utilization_mean_fraction": _mean(known("kv_utilization_fraction")),
         # Of the slots in used blocks, those that hold no K/V.
-        "kv_fragmentation_mean_fraction": _mean([s.kv_slots_unused / (s.kv_blocks_used * block_size) for s in used]),
-        "num_evictions": sum(s.num_evictions for s in steps),
-        "num_preemptions": sum(s.num_preemptions for s in steps),
-        "num_recomputed_tokens": sum(s.num_recomputed_tokens for s in steps),
+        "kv_fragmentation_mean_fraction": _mean(known("kv_fragmentation_fraction")),
+        "num_evictions": sum(known("num_evictions")),
+        "num_preemptions": sum(known("num_preemptions")),
         "num_draft_tokens": drafted or None,
         "num_accepted_tokens": accepted if drafted else None,
         "acceptance_rate": accepted / drafted if drafted else None,
+        **{f"step_{part}_mean_s": _mean(known(f"{part}_s")) for part in ("schedule", "run", "commit", "client")},
+        "host_fraction": _ratio(host_s, host_s + run_s),
+        "counted_bytes": float(sum(counted)) if counted else None,
+        "counted_flops": float(sum(known("counted_flops"))) if counted else None,
+    }
+
+
+def economy(
+    num_output_tokens: int, duration_s: float, energy_j: float | None, price_per_hour: float | None
+) -> dict[str, Any]:
+    """Energy and money over output tokens; null where one of them is unknown."""
+    price = None if price_per_hour is None else price_per_hour * duration_s / 3600
+    return {
+        "energy_j": energy_j,
+        "energy_per_output_token_j": None if energy_j is None else _ratio(energy_j, num_output_tokens),
+        "cost_per_million_output_tokens": None if price is None else _ratio(price * 1e6, num_output_tokens),
     }
 
 

@@ -6,16 +6,21 @@ frozen first.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+import random
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from experiments.axes import expand
+from experiments.axes import PLANNING, Combination, expand
 from experiments.compose import compose_config, hydra_config
 from experiments.errors import CommandError, one_line
 from experiments.points import freeze, point_id, run_id
+from experiments.repeats import Repeats
 from minivllm.config import Component
+
+ORDERS = ("rotated", "shuffled", "as_given")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -25,23 +30,68 @@ class Job:
     run_id: str
     point_id: str
     repeat: int
-    # Place in the sweep's order of running.
-    order_index: int
     label: str
     # Resolved, plain values.
     config: dict[str, Any]
+    repeats: Repeats
+    # Runs in any case, and not only where the earlier repeats of its point leave it too uncertain.
+    needed: bool
     # Why the frozen configs refuse it; then it is a row, and does not run.
     invalid: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Design:
+    """How a sweep goes about its runs: in which order, and with what between them.
+
+    Args:
+        order: of the points within a repeat: `rotated` starts each repeat at another point, `shuffled` draws an order
+            for each, `as_given` keeps that of the axes.
+        order_seed: of `shuffled`.
+        cool_down_s: seconds of rest before each run but the first.
+        measure_peaks: whether the machine's bandwidth and arithmetic are measured first, for MBU and MFU.
+    """
+
+    order: str
+    order_seed: int
+    cool_down_s: float
+    measure_peaks: bool
+
+    def __post_init__(self) -> None:
+        if self.order not in ORDERS:
+            raise CommandError(f"sweep.order={self.order!r}: must be {', '.join(ORDERS)}")
+        seed, rest_s = self.order_seed, self.cool_down_s
+        if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+            raise CommandError(f"sweep.order_seed={seed!r}: must be a whole number, 0 or more")
+        if isinstance(rest_s, bool) or not isinstance(rest_s, (int, float)) or not 0 <= rest_s < math.inf:
+            raise CommandError(f"sweep.cool_down_s={rest_s!r}: must be seconds, 0 or more")
+        if not isinstance(self.measure_peaks, bool):
+            raise CommandError(f"sweep.measure_peaks={self.measure_peaks!r}: must be true or false")
+
+    @classmethod
+    def read(cls, settings: Mapping[str, Any]) -> Design:
+        return cls(**{key: settings[key] for key in cls.__dataclass_fields__})
+
+    @property
+    def columns(self) -> dict[str, Any]:
+        """As `runs` keeps it."""
+        return {
+            "design.order": self.order,
+            "design.order_seed": self.order_seed if self.order == "shuffled" else None,
+            "design.cool_down_s": float(self.cool_down_s),
+        }
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class SweepPlan:
-    """A sweep, whole: nothing of it is decided later."""
+    """A sweep, whole: all that is decided later is which of the jobs that are not needed run."""
 
     name: str
     folder: Path
     timeout_s: float
     tracker: Component
+    design: Design
+    # In the order in which they run.
     jobs: tuple[Job, ...]
 
 
@@ -63,13 +113,13 @@ def plan_sweep(overrides: Sequence[str], *, default_experiment: str | None = Non
     with hydra_config():
         for combination in expand(overrides, default_experiment=default_experiment):
             config = compose_config(combination.overrides, repeat=combination.repeat)
-            for key in ("axes", "variants", "repeats"):
+            for key in PLANNING:
                 del config[key]
             config["experiment"] = combination.experiment
             if combination.experiment and combination.experiment not in experiments:
                 experiments.append(combination.experiment)
             settings, tracking = config["sweep"], dict(config["tracking"])
-            job = _job(config, combination.label, len(jobs))
+            job = _job(config, combination)
             # Axes that come to the same config are one point.
             jobs.setdefault(job.run_id, job)
     if single and len(jobs) > 1:
@@ -79,16 +129,44 @@ def plan_sweep(overrides: Sequence[str], *, default_experiment: str | None = Non
         raise CommandError(f"sweep.timeout_s={timeout_s!r}: must be above 0")
     if "/" in str(name) or str(name).startswith("."):
         raise CommandError(f"sweep.name={name!r}: must be the name of a folder; sweep.folder says where it lies")
+    design = Design.read(settings)
     return SweepPlan(
         name=str(name),
         folder=Path(settings["folder"]).absolute() / str(name),
         timeout_s=timeout_s,
         tracker=Component(target=tracking.pop("_target_"), kwargs=tracking),
-        jobs=tuple(jobs.values()),
+        design=design,
+        jobs=tuple(arrange(jobs.values(), design)),
     )
 
 
-def _job(config: dict[str, Any], label: str, order_index: int) -> Job:
+def arrange(jobs: Iterable[Job], design: Design) -> list[Job]:
+    """Put the points of each repeat in order; the repeats stay one after the other."""
+    rounds: dict[int, list[Job]] = {}
+    for job in jobs:
+        rounds.setdefault(job.repeat, []).append(job)
+    arranged = []
+    for repeat in sorted(rounds):
+        members = rounds[repeat]
+        if design.order == "rotated":
+            start = repeat * rotation_stride(len(members)) % len(members)
+            members = members[start:] + members[:start]
+        elif design.order == "shuffled":
+            random.Random(f"{design.order_seed} {repeat}").shuffle(members)
+        arranged += members
+    return arranged
+
+
+def rotation_stride(count: int) -> int:
+    """By how many places each repeat starts later than the last: a stride without a common divisor, so that over
+    `count` repeats every point has every place once, and near the golden section of `count`, so that few repeats start
+    far from each other too."""
+    wanted = count * (math.sqrt(5) - 1) / 2
+    coprime = [stride for stride in range(1, count + 1) if math.gcd(stride, count) == 1]
+    return min(coprime, key=lambda stride: abs(stride - wanted))
+
+
+def _job(config: dict[str, Any], combination: Combination) -> Job:
     invalid = None
     try:
         freeze(config)
@@ -100,8 +178,9 @@ def _job(config: dict[str, Any], label: str, order_index: int) -> Job:
         run_id=run_id(config),
         point_id=point_id(config),
         repeat=config["repeat"],
-        order_index=order_index,
-        label=label,
+        label=combination.label,
         config=config,
+        repeats=combination.repeats,
+        needed=combination.needed,
         invalid=invalid,
     )

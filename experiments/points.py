@@ -16,9 +16,13 @@ from minivllm.sampling_params import SamplingParams
 
 # The keys of a resolved config; anything else was added by mistake.
 GROUPS = ("model", "scheduler", "cache", "attention", "execution", "workload", "sampling", "slo", "tracking")
-ROOT_KEYS = (*GROUPS, "seed", "repeat", "num_warmup_requests", "experiment", "variant", "sweep", "choices")
+ROOT_KEYS = (
+    *GROUPS,
+    *("seed", "repeat", "num_warmup_requests", "price_per_hour"),
+    *("experiment", "variant", "label", "sweep", "choices"),
+)
 # What changes no result, or only says where it goes and which measurement of it this is.
-NO_IDENTITY = ("repeat", "tracking", "sweep", "choices", "hydra")
+NO_IDENTITY = ("repeat", "price_per_hour", "tracking", "sweep", "choices", "hydra")
 ASSETS = Path(__file__).resolve().parent / "assets"
 _ASSETS_PREFIX = "experiments/assets/"
 _SAMPLING_KEYS = frozenset(f.name for f in dataclasses.fields(SamplingParams)) - {"max_tokens", "seed", "n", "logprobs"}
@@ -85,6 +89,8 @@ class RunSettings:
     seed: int
     repeat: int
     num_warmup_requests: int
+    # Of the machine, in whatever currency; None where nobody said.
+    price_per_hour: float | None
 
 
 def freeze(config: Mapping[str, Any]) -> RunSettings:
@@ -100,6 +106,11 @@ def freeze(config: Mapping[str, Any]) -> RunSettings:
     for key in ("seed", "repeat", "num_warmup_requests"):
         value = config[key]
         require(isinstance(value, int) and not isinstance(value, bool) and value >= 0, key, value, "0 or more")
+    price = config["price_per_hour"]
+    valid = isinstance(price, (int, float)) and not isinstance(price, bool) and price >= 0
+    require(price is None or valid, "price_per_hour", price, "null or 0 or more")
+    label = config["label"]
+    require(label is None or isinstance(label, str), "label", label, "null or a name")
     model = _fields(config, "model", ModelConfig)
     model["path"], model["tokenizer"] = located(model.get("path")), located(model.get("tokenizer"))
     scheduler, policy = _split(config, "scheduler", SchedulerConfig, "policy")
@@ -121,6 +132,7 @@ def freeze(config: Mapping[str, Any]) -> RunSettings:
         seed=config["seed"],
         repeat=config["repeat"],
         num_warmup_requests=config["num_warmup_requests"],
+        price_per_hour=price,
     )
 
 

@@ -26,11 +26,15 @@ class Progress:
         self._console, self._name = console, name
         self._live: LiveProgress | None = None
         self._total = self._done = self._ran = 0
+        # Repeats that may still come, where their points turn out too uncertain.
+        self._open = 0
         self._ran_s = self._started_s = 0.0
 
-    def start(self, total: int, complete: int) -> None:
-        self._total, self._done = total, complete
+    def start(self, total: int, complete: int, may_come: int = 0) -> None:
+        """Told once: runs that there will be, those that are complete already, and those that there may be besides."""
+        self._total, self._done, self._open = total, complete, may_come
         note = f", {complete} of them complete already" if complete else ""
+        note += f", and up to {may_come} more repeats where they are needed" if may_come else ""
         self._console.print(f"{escape(self._name)}: {total} points{note}", highlight=False)
         if self._console.is_terminal and complete < total:
             self._live = LiveProgress(
@@ -44,6 +48,29 @@ class Progress:
             )
             self._task = self._live.add_task("", total=total, completed=complete)
             self._live.start()
+
+    def needed_after_all(self) -> None:
+        """A repeat that might have come does."""
+        self._open -= 1
+        self._total += 1
+        if self._live is not None:
+            self._live.update(self._task, total=self._total)
+
+    def no_more_repeats(self, job: Job, repeats: int, why: str) -> None:
+        """A point is done with before its last repeat.
+
+        Args:
+            job: the first that does not run.
+            repeats: that do not.
+            why: in words.
+        """
+        self._open -= repeats
+        label = job.label or job.point_id
+        self._console.print(f"enough    {label}: {why}", highlight=False, markup=False, soft_wrap=True)
+
+    def resting(self, job: Job) -> None:
+        self._job = job
+        self._show("cooling down")
 
     def point_started(self, job: Job) -> None:
         self._job, self._started_s = job, time.monotonic()
@@ -60,7 +87,8 @@ class Progress:
             seconds = self._ran_s / self._ran * (self._total - self._done)
             left = f"{int(seconds // 60)}:{int(seconds % 60):02d}"
         label = self._job.label or self._job.run_id
-        self._live.update(self._task, description=f"{label} r{self._job.repeat}: {now}; {left} left")
+        more = f", {self._open} more repeats may come" if self._open else ""
+        self._live.update(self._task, description=f"{label} r{self._job.repeat}: {now}; {left} left{more}")
 
     def point_ended(self, job: Job, row: Mapping[str, Any]) -> None:
         self._done += 1
@@ -72,7 +100,8 @@ class Progress:
         else:
             what, style = f"{row['error_type']}: {row['error_message']}", "red"
         label = " ".join(filter(None, (job.label, f"r{job.repeat}")))
-        line = f"[{self._done}/{self._total}] {row['status']:<7} {label}: {what} ({row['wall_s']:.1f} s)"
+        total = f"{self._total} to {self._total + self._open}" if self._open else f"{self._total}"
+        line = f"[{self._done}/{total}] {row['status']:<7} {label}: {what} ({row['wall_s']:.1f} s)"
         if self._live is not None:
             self._live.update(self._task, completed=self._done)
         self._console.print(line, style=style, highlight=False, markup=False, soft_wrap=True)

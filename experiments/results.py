@@ -105,6 +105,13 @@ class ResultsFolder:
         whole = all(self.table_path(table, run_id).exists() for table in ("requests", "steps"))
         return row if row["status"] == "ok" and whole else None
 
+    def order_indices(self) -> dict[str, int]:
+        """Run id -> place in the order of running, of all runs that have a row."""
+        with self.guarded():
+            rows = {path.stem: tables.read_table(path) for path in (self.path / "runs").glob("*.parquet")}
+        found = {run_id: row["order_index"][0].as_py() for run_id, row in rows.items()}
+        return {run_id: index for run_id, index in found.items() if index is not None}
+
     def write_config(self, run_id: str, config: Mapping[str, Any]) -> None:
         with self.guarded():
             tables.write_text(self.path / "configs" / f"{run_id}.yaml", OmegaConf.to_yaml(dict(config)))

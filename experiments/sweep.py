@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import Any
 
-from experiments import environment, tables
+from experiments import environment, peaks, tables
 from experiments.child import Order
 from experiments.errors import CommandError, one_line
 from experiments.launch import Ended, Launcher
 from experiments.plan import Job, SweepPlan
 from experiments.progress import Progress
+from experiments.repeats import relative_half_width
 from experiments.results import ResultsFolder
 from experiments.tracking.base import Mirrored, Tracker
 
@@ -65,17 +67,37 @@ class _Sweep:
         self._launcher, self._tracker = launcher, tracker
         self._types = tables.column_types(job.config for job in plan.jobs)
         self._host = environment.host()
+        self._rows: dict[str, dict[str, Any] | None] = {}
+        self._peaks: dict[peaks.Place, dict[str, Any]] = {}
+        # Points that need no more repeats.
+        self._settled: set[str] = set()
+        self._repeats_of: dict[str, list[Job]] = {}
+        for job in plan.jobs:
+            self._repeats_of.setdefault(job.point_id, []).append(job)
 
     def run(self, again: bool) -> Swept:
-        rows = {job.run_id: None if again else self._results.complete_row(job.run_id) for job in self._plan.jobs}
-        todo = [job for job in self._plan.jobs if rows[job.run_id] is None]
-        self._progress.start(len(self._plan.jobs), len(self._plan.jobs) - len(todo))
+        jobs, rows = self._plan.jobs, self._rows
+        rows |= {job.run_id: None if again else self._results.complete_row(job.run_id) for job in jobs}
+        self._order = self._results.order_indices()
+        todo = [job for job in jobs if rows[job.run_id] is None]
+        may_come = sum(not job.needed for job in todo)
+        self._progress.start(len(jobs) - may_come, len(jobs) - len(todo), may_come)
         tracking_s = []
         if todo:
             self._launcher.wait_until_warm()
-        for job in self._plan.jobs:
+            self._measure_peaks(todo)
+        has_run = False
+        for job in jobs:
             row = rows[job.run_id]
             if row is None:
+                if not job.needed:
+                    if not self._is_wanted(job):
+                        continue
+                    self._progress.needed_after_all()
+                if has_run and self._plan.design.cool_down_s:
+                    self._progress.resting(job)
+                    time.sleep(self._plan.design.cool_down_s)
+                has_run = True
                 self._progress.point_started(job)
                 row = rows[job.run_id] = self._run(job)
                 self._progress.point_ended(job, row)
@@ -83,6 +105,49 @@ class _Sweep:
             self._mirror(job, row)
             tracking_s.append(time.perf_counter() - started_s)
         return Swept(rows=tuple(row for row in rows.values() if row is not None), tracking_s=tuple(tracking_s))
+
+    def _measure_peaks(self, todo: Iterable[Job]) -> None:
+        """Of every place where a run is to come and that the folder knows nothing of yet."""
+        if not self._plan.design.measure_peaks:
+            return
+        for place in {peaks.Place.of(job.config): None for job in todo if job.invalid is None}:
+            file, found = peaks.kept(self._results.path / "peaks", place, self._host)
+            if found is None:
+                found = self._launcher.measure_peaks(place)
+                if found is None:
+                    self._progress.warn(f"peaks of execution.device={place.device} are unknown: no MBU and no MFU")
+                    continue
+                with self._results.guarded():
+                    peaks.keep(file, place, found)
+            self._peaks[place] = found
+
+    def _is_wanted(self, job: Job) -> bool:
+        """Whether the earlier repeats of a point, all of them on the disk, call for this one."""
+        if job.point_id in self._settled:
+            return False
+        rule = job.repeats
+        assert rule.metric is not None
+        same = self._repeats_of[job.point_id]
+        earlier = [self._rows[other.run_id] for other in same if other.repeat < job.repeat]
+        values = [row.get(rule.metric) for row in earlier if row is not None and row["status"] == "ok"]
+        if rule.wants_more(values):
+            return True
+        self._settled.add(job.point_id)
+        spared = sum(other.repeat >= job.repeat and self._rows[other.run_id] is None for other in same)
+        width = relative_half_width(values)
+        why = f"{rule.metric} is known to ±{width or 0:.2%} after {len(values)} repeats"
+        if len(values) < rule.least:
+            why = f"{len(earlier) - len(values)} of {len(earlier)} repeats failed"
+        elif width is None:
+            why = f"{rule.metric} is null or 0 in one of {len(values)} repeats, so more would decide nothing"
+        self._progress.no_more_repeats(job, spared, why)
+        return False
+
+    def _next_order_index(self, run_id: str) -> int:
+        """Place in the order of running, over all launches of the sweep; a run that is done again gets a new one."""
+        index = 1 + max((index for other, index in self._order.items() if other != run_id), default=-1)
+        self._order[run_id] = index
+        return index
 
     def _run(self, job: Job) -> dict[str, Any]:
         """Run one job; returns its row, which is on the disk."""
@@ -92,8 +157,9 @@ class _Sweep:
             "run_id": job.run_id,
             "point_id": job.point_id,
             "repeat": job.repeat,
-            "order_index": job.order_index,
+            "order_index": self._next_order_index(job.run_id),
         }
+        base |= self._plan.design.columns | job.repeats.columns
         started_at_s = time.time()
         if job.invalid is not None:
             ended = Ended(status="invalid", error_type="ValueError", error_message=job.invalid)
@@ -106,6 +172,7 @@ class _Sweep:
                     folder=str(self._results.path),
                     log=str(self._results.log_path(job.run_id)),
                     started_at_s=started_at_s,
+                    peaks=self._peaks.get(peaks.Place.of(job.config)),
                 ),
                 timeout_s=self._plan.timeout_s,
                 on_progress=self._progress.within_point,

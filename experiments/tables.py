@@ -21,7 +21,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 TABLES = ("runs", "requests", "steps", "quality")
 _TYPES = {"bool": pa.bool_(), "int64": pa.int64(), "double": pa.float64(), "string": pa.string(), "null": pa.null()}
 
@@ -38,6 +38,11 @@ RUNS = pa.schema(
         *_fields("int64", "schema_version"),
         *_fields("string", "sweep run_id point_id"),
         *_fields("int64", "repeat order_index"),
+        # How the sweep went about its runs; min and max differ where repeats go on until a metric is known.
+        *_fields("string", "design.order"),
+        *_fields("int64", "design.order_seed design.min_repeats design.max_repeats"),
+        *_fields("string", "design.repeat_metric"),
+        *_fields("double", "design.relative_half_width design.cool_down_s"),
         # status: ok, error (raised), crashed (died), timeout, invalid (refused by its config).
         *_fields("string", "status error_type error_message"),
         pa.field("started_at", pa.timestamp("us", tz="UTC")),
@@ -55,14 +60,27 @@ RUNS = pa.schema(
         *_fields("int64", "num_evictions num_preemptions num_recomputed_tokens num_draft_tokens num_accepted_tokens"),
         *_fields("double", "acceptance_rate acceptance_length"),
         *_fields("double", "energy_j energy_per_output_token_j cost_per_million_output_tokens"),
+        # Where energy_j comes from; where it is null, why.
+        *_fields("string", "energy_source"),
         *_fields("double", "mbu_fraction mfu_fraction"),
+        # What the two are of: sums over `steps`, of which `counted_*` say what an ideal kernel moves and computes.
+        *_fields("double", "counted_bytes counted_flops"),
+        # Means over steps; host_fraction is the share of scheduling and committing in the time of the steps.
+        *_fields("double", "step_schedule_mean_s step_run_mean_s step_commit_mean_s step_client_mean_s host_fraction"),
         *_fields("double", "perplexity kl_mean_nats top1_agreement_fraction token_agreement_fraction"),
         *_fields("string", "env.git_sha"),
         *_fields("bool", "env.git_dirty"),
         *_fields("string", "env.python env.torch env.triton env.transformers env.platform env.cpu"),
         *_fields("int64", "env.cpu_count env.threads"),
-        *_fields("double", "env.load_average"),
+        # Of the last minute, when the run started and when its measurement was over.
+        *_fields("double", "env.load_average env.load_average_end"),
         *_fields("string", "env.gpu env.gpu_driver"),
+        # "nvml", or why the next four are null.
+        *_fields("string", "env.gpu_sensors"),
+        *_fields("int64", "env.gpu_clock_start_mhz env.gpu_clock_end_mhz"),
+        *_fields("int64", "env.gpu_temperature_start_c env.gpu_temperature_end_c"),
+        # Measured on this machine once a sweep, with the threads of the run and in the dtype of its model.
+        *_fields("double", "env.peak_bandwidth_bytes_per_s env.peak_flops_per_s"),
     ]
 )
 REQUESTS = pa.schema(
@@ -78,7 +96,7 @@ REQUESTS = pa.schema(
         *_fields("int64", "num_draft_tokens num_accepted_tokens"),
         *_fields("string", "finish_reason"),
         *_fields("bool", "slo_met"),
-        *_fields("string", "output_sha256"),
+        *_fields("string", "prompt_sha256 output_sha256"),
     ]
 )
 STEPS = pa.schema(
@@ -86,9 +104,15 @@ STEPS = pa.schema(
         *_fields("int64", "schema_version"),
         *_fields("string", "run_id"),
         *_fields("int64", "step"),
-        *_fields("double", "start_s duration_s schedule_s run_s commit_s"),
+        # client_s: since the end of the step before, outside of the engine; null for the first.
+        *_fields("double", "start_s duration_s schedule_s run_s commit_s client_s"),
         *_fields("int64", "num_prefill_tokens num_decode_tokens num_draft_tokens num_accepted_tokens"),
         *_fields("int64", "num_running num_waiting kv_blocks_used kv_blocks_cached num_evictions num_preemptions"),
+        # Slots of used blocks without K/V; used of all blocks; unused of the slots of used blocks.
+        *_fields("int64", "kv_slots_unused"),
+        *_fields("double", "kv_utilization_fraction kv_fragmentation_fraction"),
+        # Resident memory, looked at every hundredth of a second at most; null in the steps between.
+        *_fields("int64", "process_bytes counted_bytes counted_flops"),
     ]
 )
 QUALITY = pa.schema(

@@ -17,6 +17,8 @@ import numpy as np
 from experiments.workloads.prompts import PromptSource
 from minivllm.config import require
 
+_WARMUP_DRAWS = 20
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class WorkloadItem:
@@ -143,14 +145,20 @@ def with_sampling_seeds(items: Sequence[WorkloadItem], streams: Streams) -> list
 
 
 def warmup_items(items: Sequence[WorkloadItem], count: int, vocab_size: int, streams: Streams) -> list[WorkloadItem]:
-    """Requests in the shape of the first measured ones, with random prompts of their own and short outputs."""
-    return [
-        WorkloadItem(
-            prompt_token_ids=tuple(streams.warmup.integers(0, vocab_size, size=len(item.prompt_token_ids)).tolist()),
-            max_tokens=min(item.max_tokens, 8),
-        )
-        for item in items[:count]
-    ]
+    """Requests in the shape of the first measured ones, with random prompts of their own and short outputs.
+
+    A prompt that is also measured is drawn again. Where that does not help, as of one token out of very few, the
+    request is left out.
+    """
+    measured = {item.prompt_token_ids for item in items}
+    warm = []
+    for item in items[:count]:
+        for _ in range(_WARMUP_DRAWS):
+            prompt = tuple(streams.warmup.integers(0, vocab_size, size=len(item.prompt_token_ids)).tolist())
+            if prompt not in measured:
+                warm.append(WorkloadItem(prompt_token_ids=prompt, max_tokens=min(item.max_tokens, 8)))
+                break
+    return warm
 
 
 def workload_sha256(items: Sequence[WorkloadItem]) -> str:

@@ -9,11 +9,18 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from experiments import measurement
+from experiments.workloads.base import Streams, WorkloadItem
+from experiments.workloads.closed_loop import ClosedLoop
+from experiments.workloads.prompts import PromptSource
 from minivllm.attention.torch_backend import TorchAttention
+from minivllm.engine import Engine
 from minivllm.request import RequestView
 from minivllm.scheduler.base import SchedulerState, SchedulingPolicy
 
@@ -78,12 +85,50 @@ class Sloth(SchedulingPolicy):
         return super().order(state, now_s)
 
 
+class Paced(SchedulingPolicy):
+    """Sleeps in each step: `step_s`, and in every second run `swing` times as much on top.
+
+    It knows its runs by the lines of a file. With `drift`, each run sleeps by that part longer than the one before.
+    """
+
+    def __init__(self, step_s: float, notes: str, swing: float = 0.0, drift: float = 0.0) -> None:
+        path = Path(f"{notes}-{swing}")
+        number = len(path.read_text()) if path.exists() else 0
+        with path.open("a") as file:
+            file.write(".")
+        self._step_s = step_s * (1 + swing * (number % 2)) * (1 + drift) ** number
+
+    def order(self, state: SchedulerState, now_s: float) -> Sequence[RequestView]:
+        time.sleep(self._step_s)
+        return super().order(state, now_s)
+
+
 class Picky(SchedulingPolicy):
     """Takes one argument, above 0."""
 
     def __init__(self, alpha: float) -> None:
         if alpha <= 0:
             raise ValueError(f"scheduler.alpha={alpha!r}: must be above 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class WarmsUpOnMeasured(ClosedLoop):
+    """A workload whose warm-up runs the measured prompts. Its process ends with its run, and so does the damage.
+
+    Args:
+        keep_cache: leave in the prefix cache what the warm-up put there.
+    """
+
+    keep_cache: bool
+
+    def items(self, streams: Streams, source: PromptSource) -> list[WorkloadItem]:
+        def measured(items: Sequence[WorkloadItem], count: int, *_: Any) -> list[WorkloadItem]:
+            return list(items[:count])
+
+        measurement.warmup_items = measured
+        if self.keep_cache:
+            Engine.reset_prefix_cache = lambda self: None
+        return super().items(streams, source)
 
 
 class NanAttention(TorchAttention):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from experiments.drive import Driven, drive
-from experiments.metrics import request_rows, run_columns
+from experiments.metrics import request_rows, run_columns, step_rows, step_summary
 from experiments.points import Slo
 from experiments.workloads.base import WorkloadItem
 from minivllm.clock import VirtualClock
@@ -102,7 +102,7 @@ def test_metrics_are_what_their_definitions_say() -> None:
     assert [row["ttft_s"] for row in rows] == pytest.approx([0.5, 2.0, 3.5, 5.0])
     assert [row["tpot_s"] for row in rows] == pytest.approx([0.5] * 4)
     assert [row["slo_met"] for row in rows] == [True, True, False, False]
-    run = run_columns(driven, rows, slo, num_offered=4, num_blocks=64, block_size=4)
+    run = run_columns(driven, rows, slo, num_offered=4)
     assert run["duration_s"] == pytest.approx(6.0)
     assert run["output_throughput_tps"] == pytest.approx(12 / 6)
     assert run["total_throughput_tps"] == pytest.approx(20 / 6)
@@ -110,7 +110,16 @@ def test_metrics_are_what_their_definitions_say() -> None:
     assert run["slo_attainment_fraction"] == pytest.approx(0.5)
     assert run["ttft_p50_s"] == pytest.approx(2.75)
     assert run["itl_mean_s"] == pytest.approx(0.5)
-    assert run["num_draft_tokens"] is None
+    more = {"process_bytes": None, "counted_bytes": 10, "counted_flops": 20}
+    steps = step_rows(driven.steps, [more] * 12, origin_s=driven.start_s, num_blocks=64, block_size=4)
+    # A request of 2 + 3 tokens has room for 4 in its first block; the last token is never computed.
+    assert [row["kv_utilization_fraction"] for row in steps[:3]] == [1 / 64, 1 / 64, 0]
+    assert [row["kv_fragmentation_fraction"] for row in steps[:3]] == [0.5, 0.25, None]
+    assert [row["client_s"] for row in steps[:2]] == [None, 0.0]
+    summary = step_summary(steps, num_blocks=64)
+    assert summary["num_draft_tokens"] is None
+    assert (summary["step_run_mean_s"], summary["host_fraction"]) == (0.5, 0)
+    assert (summary["counted_bytes"], summary["counted_flops"]) == (120, 240)
 
 
 def test_one_token_has_no_time_between_tokens() -> None:
@@ -118,7 +127,7 @@ def test_one_token_has_no_time_between_tokens() -> None:
     rows = _rows(driven, Slo(tpot_s=0.1))
     assert [row["tpot_s"] for row in rows] == [None, None]
     assert [row["slo_met"] for row in rows] == [True, True]
-    run = run_columns(driven, rows, Slo(), num_offered=2, num_blocks=64, block_size=4)
+    run = run_columns(driven, rows, Slo(), num_offered=2)
     assert run["tpot_p50_s"] is None and run["itl_p99_s"] is None
     assert run["goodput_rps"] is None
 
@@ -126,7 +135,7 @@ def test_one_token_has_no_time_between_tokens() -> None:
 def test_attainment_counts_offered_requests() -> None:
     driven = drive(_make_engine(), _make_items(2), SamplingParams(temperature=0), concurrency=2)
     rows = _rows(driven, Slo(ttft_s=10))
-    run = run_columns(driven, rows, Slo(ttft_s=10), num_offered=8, num_blocks=64, block_size=4)
+    run = run_columns(driven, rows, Slo(ttft_s=10), num_offered=8)
     assert run["slo_attainment_fraction"] == pytest.approx(0.25)
 
 

@@ -18,8 +18,18 @@ import pytest
 from experiments import tables
 
 Start = Callable[..., "subprocess.Popen[str]"]
-# 12 points of about half a second each.
-SWEEP = ("scheduler._target_=components.Sloth", "cache.block_size=4,8", "scheduler.max_num_seqs=1,2", "repeat=0,1,2")
+# 4 points of 3 to 5 repeats, of about half a second each. How many repeats a point needs is decided by a metric that
+# does not depend on the clock, so that two sweeps of the same must decide the same.
+SWEEP = (
+    "scheduler._target_=components.Sloth",
+    "cache.block_size=4,8",
+    "scheduler.max_num_seqs=1,2",
+    "repeats=3",
+    "repeat_until.metric=kv_utilization_mean_fraction",
+    "repeat_until.relative_half_width=0.28",
+    "repeat_until.max_repeats=5",
+)
+NUM_RUNS = 16
 
 
 def _complete(folder: Path) -> dict[str, object]:
@@ -68,13 +78,16 @@ def test_a_sweep_killed_five_times_ends_like_an_unbroken_one(
         now = _complete(folder)
         assert seen.items() <= now.items(), "a finished point was lost or run again"
         seen = now
-    assert 0 < len(seen) < 12, "the kills came too early or too late to show anything"
+    assert 0 < len(seen) < NUM_RUNS, "the kills came too early or too late to show anything"
     last = start(tmp_path / "killed", *SWEEP)
     output, _ = last.communicate(timeout=600)
     assert last.returncode == 0, output
     final = _complete(folder)
     assert seen.items() <= final.items()
-    assert len(final) == 12
+    assert len(final) == NUM_RUNS
+    runs = pd.read_parquet(folder / "runs")
+    assert sorted(runs.groupby("point_id").size()) == [3, 4, 4, 5]
+    assert sorted(runs["order_index"]) == list(range(NUM_RUNS))
 
     for table in ("runs", "requests", "steps"):
         broken, whole = (pd.read_parquet(tmp_path / side / "run" / table) for side in ("killed", "unbroken"))

@@ -1,0 +1,144 @@
+"""A workload on one engine: warmed up on prompts of its own, then measured, then made into rows.
+
+The two do not touch. Warm-up prompts are drawn from a stream of their own, and any that the measurement also has is
+drawn again; the prefix cache is dropped between the two, and so is the peak of the GPU's memory; everything else is
+counted per request and per step, so there is no counter to carry over. The hashes of all prompts are in `requests`,
+warm-up ones too, so that whoever reads the tables need not believe this.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from experiments import metrics
+from experiments.drive import Driven, drive
+from experiments.meters import open_meters
+from experiments.observe import Observer, Report, SeenRunner
+from experiments.points import RunSettings, located
+from experiments.roofline import Roofline, fractions
+from experiments.workloads.base import Streams, Workload, warmup_items, with_sampling_seeds, workload_sha256
+from experiments.workloads.prompts import PromptSource, RandomTokens, TextPrompts, read_documents
+from minivllm.llm import LLM
+
+HELDOUT = "experiments/assets/heldout.jsonl"
+
+
+class Measurement:
+    """One run's workload, made for its engine."""
+
+    def __init__(self, settings: RunSettings, llm: LLM) -> None:
+        self._settings, self._engine = settings, llm.engine
+        self._streams = Streams.make(seed=settings.seed, repeat=settings.repeat)
+        workload: Workload = settings.workload.make("workload")
+        self._concurrency = workload.concurrency
+        self.items = with_sampling_seeds(workload.items(self._streams, _source(workload.prompts, llm)), self._streams)
+        if not self.items:
+            raise ValueError(f"workload._target_={settings.workload.target!r}: made no requests")
+
+    def warm_up(self) -> None:
+        """Run other prompts of the same shape, and forget what they left."""
+        engine, device = self._engine, self._settings.engine.execution.device
+        items = warmup_items(self.items, self._settings.num_warmup_requests, engine.runner.vocab_size, self._streams)
+        self._warm = drive(engine, items, self._settings.sampling, concurrency=max(1, len(items)))
+        assert not engine.has_unfinished
+        engine.reset_prefix_cache()
+        if device == "cuda":
+            import torch
+
+            torch.cuda.reset_peak_memory_stats()
+        self._meters = open_meters(device)
+
+    def measure(self, report: Report) -> Driven:
+        """Run the workload.
+
+        Args:
+            report: told of the progress.
+        """
+        engine, meters = self._engine, self._meters
+        runner = engine.runner
+        roofline = Roofline.of(runner, engine.memory(), engine.block_size)
+        engine.runner = seen = SeenRunner(runner)
+        self._observer = Observer(seen, roofline, meters.energy, report, len(self.items))
+        self._sensors = meters.sensors("start")
+        meters.energy.start()
+        try:
+            driven = drive(
+                engine, self.items, self._settings.sampling, concurrency=self._concurrency, watch=self._observer
+            )
+        finally:
+            self._observer.close()
+            engine.runner = runner
+        self._energy_j, self._energy_source = meters.energy.stop(driven.end_s - driven.start_s)
+        self._sensors |= meters.sensors("end")
+        return driven
+
+    def rows(self, driven: Driven) -> dict[str, list[dict[str, Any]]]:
+        """Rows of `requests`, those of the warm-up first, and of `steps`."""
+        slo, origin_s, engine = self._settings.slo, driven.start_s, self._engine
+        requests = metrics.request_rows(self._warm, slo, origin_s=origin_s, warmup=True)
+        requests += metrics.request_rows(driven, slo, origin_s=origin_s)
+        steps = metrics.step_rows(
+            driven.steps,
+            self._observer.step_columns(),
+            origin_s=origin_s,
+            num_blocks=engine.num_blocks,
+            block_size=engine.block_size,
+        )
+        return {"requests": requests, "steps": steps}
+
+    def columns(
+        self, driven: Driven, rows: Mapping[str, list[dict[str, Any]]], peaks: Mapping[str, Any] | None
+    ) -> dict[str, Any]:
+        """Columns of `runs`.
+
+        Args:
+            driven: what ran.
+            rows: from `rows`.
+            peaks: of the machine.
+        """
+        settings, engine = self._settings, self._engine
+        requests = [row for row in rows["requests"] if not row["warmup"]]
+        run = metrics.run_columns(
+            driven, requests, settings.slo, num_offered=len(self.items) * settings.sampling.n
+        ) | metrics.step_summary(rows["steps"], num_blocks=engine.num_blocks)
+        memory = engine.memory()
+        bandwidth, flops_per_s = self._ceilings(peaks)
+        busy_s = sum(step.duration_s for step in driven.steps)
+        return (
+            run
+            | metrics.economy(run["num_output_tokens"], run["duration_s"], self._energy_j, settings.price_per_hour)
+            | fractions(run["counted_bytes"], run["counted_flops"], busy_s, bandwidth, flops_per_s)
+            | self._sensors
+            | {
+                "workload_sha256": workload_sha256(self.items),
+                "energy_source": self._energy_source,
+                "env.peak_bandwidth_bytes_per_s": bandwidth,
+                "env.peak_flops_per_s": flops_per_s,
+                "weights_bytes": memory.weights_bytes,
+                "kv_cache_bytes": memory.kv_cache_bytes,
+                "peak_allocated_bytes": memory.peak_allocated_bytes,
+                "peak_reserved_bytes": memory.peak_reserved_bytes,
+            }
+        )
+
+    def _ceilings(self, peaks: Mapping[str, Any] | None) -> tuple[float | None, float | None]:
+        """(bytes a second, FLOPs a second in the dtype of the model)."""
+        model = getattr(self._engine.runner, "model", None)
+        if peaks is None or model is None:
+            return None, None
+        return peaks["bandwidth_bytes_per_s"], peaks["flops_per_s"].get(str(model.dtype).removeprefix("torch."))
+
+
+def _source(prompts: str, llm: LLM) -> PromptSource:
+    if prompts == "random":
+        return RandomTokens(llm.engine.runner.vocab_size)
+    path = located(HELDOUT if prompts == "heldout" else prompts)
+    assert path is not None
+    documents, tokenizer = read_documents(path), llm.tokenizer
+
+    def encode(text: str) -> list[int]:
+        ids: list[int] = tokenizer.encode(text, add_special_tokens=False)
+        return ids
+
+    return TextPrompts(documents, encode, tokenizer.bos_token_id)

@@ -1,0 +1,126 @@
+"""What is noted while a workload runs. It looks between steps only, and takes microseconds there.
+
+Each step is followed by a few sums over its chunks. Resident memory is read from an open file, at most every hundredth
+of a second; the progress goes to the driver four times a second.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+from experiments.meters import EnergyMeter
+from experiments.roofline import Roofline, Work
+from minivllm.plan import Chunk, StepPlan, StepResult
+from minivllm.runner.base import MemoryReport, Runner
+
+_REPORT_EVERY_S = 0.25
+_MEMORY_EVERY_S = 0.01
+_ENERGY_EVERY_S = 30.0
+
+# (requests done, requests in all, output tokens a second)
+Report = Callable[[int, int, float], None]
+
+
+class SeenRunner:
+    """A runner that remembers the chunks of its last plan, and is the other runner in all else."""
+
+    def __init__(self, runner: Runner) -> None:
+        self.runner = runner
+        self.chunks: tuple[Chunk, ...] = ()
+
+    @property
+    def num_blocks(self) -> int:
+        return self.runner.num_blocks
+
+    @property
+    def max_model_len(self) -> int:
+        return self.runner.max_model_len
+
+    @property
+    def vocab_size(self) -> int:
+        return self.runner.vocab_size
+
+    @property
+    def eos_token_ids(self) -> frozenset[int]:
+        return self.runner.eos_token_ids
+
+    def run(self, plan: StepPlan) -> StepResult:
+        self.chunks = plan.chunks
+        return self.runner.run(plan)
+
+    def memory(self) -> MemoryReport:
+        return self.runner.memory()
+
+
+class Observer:
+    """Called after each step of the measurement.
+
+    Args:
+        runner: that runs the steps.
+        roofline: counts them; None where there is nothing to count.
+        meter: of energy, looked at now and then so that it does not wrap around unseen.
+        report: told of the progress.
+        total: requests in all.
+    """
+
+    def __init__(
+        self, runner: SeenRunner, roofline: Roofline | None, meter: EnergyMeter, report: Report, total: int
+    ) -> None:
+        self._runner, self._roofline, self._meter = runner, roofline, meter
+        self._report, self._total = report, total
+        self._reported_s = self._remembered_s = self._metered_s = 0.0
+        self._reported_tokens = 0
+        self._memory = ResidentMemory()
+        # One entry a step.
+        self.work: list[Work | None] = []
+        self.process_bytes: list[int | None] = []
+
+    def __call__(self, done: int, num_tokens: int, elapsed_s: float) -> None:
+        self.work.append(self._roofline.count(self._runner.chunks) if self._roofline is not None else None)
+        due = not self.process_bytes or elapsed_s - self._remembered_s >= _MEMORY_EVERY_S
+        self.process_bytes.append(self._memory.num_bytes() if due else None)
+        if due:
+            self._remembered_s = elapsed_s
+        if elapsed_s - self._metered_s >= _ENERGY_EVERY_S:
+            self._meter.sample()
+            self._metered_s = elapsed_s
+        since_s = elapsed_s - self._reported_s
+        if since_s >= _REPORT_EVERY_S:
+            self._report(done, self._total, (num_tokens - self._reported_tokens) / since_s)
+            self._reported_s, self._reported_tokens = elapsed_s, num_tokens
+
+    def step_columns(self) -> list[dict[str, Any]]:
+        """Columns of `steps`, one mapping a step."""
+        return [
+            {
+                "process_bytes": process_bytes,
+                "counted_bytes": None if work is None else work.num_bytes,
+                "counted_flops": None if work is None else work.num_flops,
+            }
+            for work, process_bytes in zip(self.work, self.process_bytes, strict=True)
+        ]
+
+    def close(self) -> None:
+        self._memory.close()
+
+
+class ResidentMemory:
+    """Resident size of this process, two microseconds a look; None where the system has no /proc."""
+
+    def __init__(self) -> None:
+        try:
+            self._file: int | None = os.open("/proc/self/statm", os.O_RDONLY)
+        except OSError:
+            self._file = None
+        self._page = os.sysconf("SC_PAGE_SIZE")
+
+    def num_bytes(self) -> int | None:
+        if self._file is None:
+            return None
+        return int(os.pread(self._file, 128, 0).split()[1]) * self._page
+
+    def close(self) -> None:
+        if self._file is not None:
+            os.close(self._file)
