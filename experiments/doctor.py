@@ -46,6 +46,7 @@ def findings() -> Iterator[Finding]:
         found = environment.version(package)
         yield Finding(what=package, works=found is not None, detail=found or f"pip install {package}", needed=True)
     yield from _gpu()
+    yield _cpu_kernels()
     triton = environment.version("triton")
     yield Finding(
         what="triton",
@@ -103,6 +104,19 @@ def _gpu() -> Iterator[Finding]:
         works=works,
         detail=(last[2:] if done.returncode == 0 else last) + ("" if works else "; execution=cpu works"),
     )
+
+
+def _cpu_kernels() -> Finding:
+    """Asked in a process of its own, since it compiles."""
+    code = "from minivllm_kernels import cpu_threads as c; print(c.num_threads())"
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        missing = environment.version("numba") is None
+        why = "pip install numba" if missing else (done.stderr.strip().splitlines() or ["they do not load"])[-1]
+        return Finding(what="CPU kernels", works=False, detail=f"{why}; execution.kernels=torch works")
+    threads = done.stdout.strip()
+    detail = f"numba {environment.version('numba')}, {threads} thread{'s' if threads != '1' else ''} of torch's pool"
+    return Finding(what="CPU kernels", works=True, detail=detail)
 
 
 def _memory() -> Finding:

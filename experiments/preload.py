@@ -15,6 +15,11 @@ import transformers.models.qwen2.configuration_qwen2
 import transformers.models.qwen3.configuration_qwen3
 
 import experiments.child
+
+# The CPU kernels: compiled once, then read from a cache.
+import minivllm.attention.numba_backend
+import minivllm.layers.numba_ops
+import minivllm.quantization.panels
 import minivllm.runner.model_runner
 
 __all__ = ["experiments", "minivllm", "pandas", "torch", "transformers"]

@@ -70,7 +70,7 @@ class Roofline:
             return None
         return cls(
             model.spec,
-            layers_bytes=sum(layer.weight_bytes for layer in model.layers) + model.norm.weight.nbytes,
+            layers_bytes=sum(layer.weight_bytes for layer in model.layers) + model.norm.weight_bytes,
             head_bytes=model.lm_head.weight_bytes,
             row_bytes=model.spec.hidden_size * model.dtype.itemsize,
             kv_token_bytes=memory.kv_cache_bytes / (runner.num_blocks * block_size),

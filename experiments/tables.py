@@ -68,7 +68,7 @@ RUNS = pa.schema(
         # Means over steps; host_fraction is the share of scheduling and committing in the time of the steps.
         *_fields("double", "step_schedule_mean_s step_run_mean_s step_commit_mean_s step_client_mean_s host_fraction"),
         *_fields("double", "perplexity kl_mean_nats top1_agreement_fraction token_agreement_fraction"),
-        *_fields("string", "env.git_sha"),
+        *_fields("string", "env.git_sha env.kernels"),
         *_fields("bool", "env.git_dirty"),
         *_fields("string", "env.python env.torch env.triton env.transformers env.platform env.cpu"),
         *_fields("int64", "env.cpu_count env.threads"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+
 import torch
 
 from minivllm.config import Component, ExecutionConfig
@@ -32,7 +34,15 @@ def resolve_kernels(execution: ExecutionConfig, dtype: torch.dtype) -> str:
 
 
 def make_ops(kernels: str) -> LayerOps:
-    """The layer operations of these kernels."""
+    """The layer operations of these kernels.
+
+    Raises:
+        ValueError: numba is missing.
+    """
+    if kernels == "numba" and importlib.util.find_spec("numba") is None:
+        raise ValueError(
+            "execution.kernels=numba: numba is not installed: pip install numba, or choose execution.kernels=torch"
+        )
     ops: LayerOps = Component(target=_OPS[kernels]).make("execution.kernels")
     return ops
 
