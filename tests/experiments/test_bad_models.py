@@ -31,7 +31,7 @@ def test_a_truncated_safetensors_file_is_one_line_that_names_it(
     weights.write_bytes(weights.read_bytes()[:kept_bytes])
     code, row = _run(tmp_path, model)
     assert code == 1
-    assert (row["status"], row["error_type"]) == ("error", "ValueError")
+    assert (row["status"], row["error_type"]) == ("invalid", "ValueError")
     message = str(row["error_message"])
     assert message.startswith(f"{weights}: is truncated or no safetensors file: ") and "\n" not in message
     printed = "".join(capsys.readouterr())
@@ -40,5 +40,5 @@ def test_a_truncated_safetensors_file_is_one_line_that_names_it(
 
 def test_a_missing_model_folder_is_one_line_that_names_it(tmp_path: Path) -> None:
     code, row = _run(tmp_path, tmp_path / "nowhere")
-    assert code == 1 and row["status"] in ("error", "invalid")
+    assert code == 1 and row["status"] == "invalid"
     assert str(tmp_path / "nowhere") in str(row["error_message"]) and "\n" not in str(row["error_message"])
