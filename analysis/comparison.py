@@ -1,7 +1,8 @@
-"""Every point against a baseline, or one sweep against another: ratio, interval, p, and a verdict that may be quoted."""
+"""Every point against a baseline, or one sweep against another: ratio, interval, p, and a verdict to be quoted."""
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,10 +23,11 @@ from analysis.planning import detectable_effect, repeats_needed
 from analysis.values import repeats_of
 from analysis.verdicts import EQUAL_WITHIN, verdict
 
-COLUMNS = (
+_COLUMNS = (
     "sweep point_id label baseline num_pairs mean baseline_mean ratio ratio_low ratio_high "
     "difference difference_low difference_high p p_holm noise_floor detectable verdict repeats_needed"
-).split()
+)
+COLUMNS = _COLUMNS.split()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -57,8 +59,9 @@ def compare(
     Args:
         sweep: from `analysis.load`.
         other: a second sweep; its points are compared with those of the same config in `sweep`, the baseline.
-        baseline: within one sweep, the point to compare with: `quantization=none`, `scheduler=fcfs,cache.block_size=16`,
-            a mapping of the same, or a point's label. None is the variant `baseline`, or else the first point.
+        baseline: within one sweep, the point to compare with: `quantization=none`,
+            `scheduler=fcfs,cache.block_size=16`, a mapping of the same, or a point's label. None is the variant
+            `baseline`, or else the first point.
         metric: any column of numbers of `runs`, one number a repeat.
         within: knobs to hold fixed, so that each setting of them has its own baseline.
         equal_within: the band of equality, as a fraction: a verdict must clear it or lie in it.
@@ -66,9 +69,9 @@ def compare(
         interval: `t`, or `bootstrap`, which is too narrow for few repeats (see `analysis.intervals`).
 
     Returns:
-        One row a point other than the baseline: `sweep point_id label baseline num_pairs mean baseline_mean`, `ratio` to
-        the baseline (geometric mean; null where a figure is 0 or less) and `difference`, each with the ends of its 95 %
-        interval `_low`, `_high`; `p` of no difference and `p_holm`, corrected for all rows; `noise_floor`, how far A/A
+        One row a point other than the baseline: `sweep point_id label baseline num_pairs mean baseline_mean`, `ratio`
+        to the baseline (geometric mean; null where a figure is 0 or less) and `difference`, each with the ends of its
+        95 % interval `_low`, `_high`; `p` of no difference and `p_holm`, corrected for all rows; `noise_floor`, how far A/A
         points of these sweeps came apart, `detectable`, the smallest difference that this many repeats find in 90 % of
         cases (both as ratio less 1); `verdict` (see `analysis.verdicts`); `repeats_needed` to find a difference of
         `effect` in 90 % of cases. What is not known is null. `.attrs` has `metric`, `higher_is_better`, `equal_within`,
@@ -105,17 +108,18 @@ def compare(
     floor = max((one for one in floors if not math.isnan(one)), default=math.nan)
     adjusted = holm(np.array([one.p for one in found]))
     direction = direction_of(metric)
-    num_tested = int((~np.isnan(adjusted)).sum())
+    num_tested = max(1, int((~np.isnan(adjusted)).sum()))
+    detects = functools.partial(detectable_effect, num_comparisons=num_tested, margin=equal_within)
+    needs = functools.partial(repeats_needed, effect=effect, num_comparisons=num_tested, margin=equal_within)
     rows = []
     for pair, one, p_holm in zip(pairs, found, adjusted, strict=True):
         own_floor = math.nan if pair.is_aa else floor
-        plan = {"num_comparisons": max(num_tested, 1), "margin": equal_within}
         rows.append(
             [*pair.key, pair.label, pair.baseline, one.num_pairs, one.mean, one.baseline_mean]
             + [one.ratio, one.ratio_low, one.ratio_high, one.difference, one.difference_low, one.difference_high]
-            + [one.p, p_holm, own_floor, detectable_effect(one.spread, one.num_pairs, **plan)]
+            + [one.p, p_holm, own_floor, detects(one.spread, one.num_pairs)]
             + [verdict(one, p_holm, direction, equal_within=equal_within, noise_floor=own_floor)]
-            + [repeats_needed(one.spread, one.num_pairs, effect, **plan)]
+            + [needs(one.spread, one.num_pairs)]
         )
     made = pd.DataFrame(rows, columns=COLUMNS)
     made.attrs |= {

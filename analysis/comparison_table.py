@@ -121,7 +121,8 @@ def _effect(metric: Metric, row: pd.Series, by_ratio: bool) -> str:
         return f"{row['ratio']:.3f}×{interval}"
     if math.isnan(row["difference_low"]):
         return metric.text(row["difference"])
-    return f"{metric.text(row['difference'])} [{metric.text(row['difference_low'])}, {metric.text(row['difference_high'])}]"
+    low, high = metric.text(row["difference_low"]), metric.text(row["difference_high"])
+    return f"{metric.text(row['difference'])} [{low}, {high}]"
 
 
 def _p(value: float) -> str:

@@ -25,7 +25,8 @@ from analysis.metrics import THROUGHPUT
 from analysis.naming import axes, format_value, short_names
 from analysis.values import repeats_of
 
-COLUMNS = "kind knob value reference knob2 value2 reference2 ratio low high n num_settings p p_holm".split()
+_COLUMNS = "kind knob value reference knob2 value2 reference2 ratio low high n num_settings p p_holm"
+COLUMNS = _COLUMNS.split()
 
 # (knob, value, reference), and the settings of all other knobs.
 Change = tuple[int, str, str]
@@ -41,8 +42,8 @@ def effects(sweep: Sweep, metric: str = THROUGHPUT.column, *, interval: str = "t
     Returns:
         One row a change of a knob from its first value (`reference`) to another (`value`), and one a pair of such
         changes: `kind` (main, interaction), `knob value reference`, `knob2 value2 reference2` (null for main effects),
-        `ratio low high` (geometric, with the 95 % interval over repeats), `n` repeats, `num_settings` of the other knobs
-        it is averaged over, `p`, `p_holm` over all rows. Interactions that no settings show are left out.
+        `ratio low high` (geometric, with the 95 % interval over repeats), `n` repeats, `num_settings` of the other
+        knobs it is averaged over, `p`, `p_holm` over all rows. Interactions that no settings show are left out.
 
     Raises:
         ValueError: no such metric, or figures that are not above 0.
@@ -50,7 +51,7 @@ def effects(sweep: Sweep, metric: str = THROUGHPUT.column, *, interval: str = "t
     check_method(interval)
     values = repeats_of(sweep, metric)
     if (values <= 0).any().any():
-        raise ValueError(f"metric={metric}: must be above 0 everywhere for effects, which are ratios; use analysis.pivot")
+        raise ValueError(f"metric={metric}: must be above 0 everywhere for effects, as they are ratios")
     columns = axes(sweep)
     names = list(short_names(columns).values())
     firsts = sweep.runs.drop_duplicates(POINT_KEY).set_index(POINT_KEY)

@@ -8,8 +8,8 @@ the repeat did to both (a hard workload, a slow half hour) cancels. Where all fi
 are tested: noise of times and rates is skewed and grows with the figure, and ratios are what people ask for. Figures
 that can be zero (preemptions, hit fractions) are compared by plain differences.
 
-The default interval is Student's t. Of 95 % intervals of paired log ratios with skewed noise and drift, t's cover 94 to
-96 % from three repeats on; the BCa bootstrap's cover 67 % at three repeats, 83 % at five and 90 % at ten, for it
+The default interval is Student's t. Of 95 % intervals of paired log ratios with skewed noise and drift, t's cover 92 to
+96 % from three repeats on; the BCa bootstrap's cover 72 % at three repeats, 79 % at five and 88 % at ten, for it
 knows no spread but the one of the few numbers that it draws from (`scripts/statistics_check.py` prints both).
 """
 
@@ -59,7 +59,7 @@ class Paired:
         ratio: geometric mean of the pairs' ratios, with its interval; NaN where a figure is not above 0.
         difference: mean of the pairs' differences, with its interval.
         p: of no difference, two-sided, from log ratios where there are any, else from differences.
-        spread: standard deviation of the pairs' log ratios, or of their differences as fractions of the baseline's mean.
+        spread: standard deviation of the pairs' log ratios, or of their differences over the baseline's mean.
     """
 
     num_pairs: int

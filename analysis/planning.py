@@ -109,7 +109,7 @@ def _detectable(spread: float, num_pairs: int, num_comparisons: int, margin: flo
     return max(clear, spread * _detectable_size(num_pairs, LEVEL / (2 * num_comparisons), wanted))
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _detectable_size(num_pairs: int, level: float, wanted: float) -> float:
     """The smallest mean, in standard deviations, that a one-sided t test finds with the wanted chance."""
     low, high = 0.0, 1.0

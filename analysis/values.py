@@ -31,9 +31,10 @@ def repeats_of(sweep: Sweep, metric: str) -> pd.DataFrame:
     runs = sweep.runs
     if metric not in runs.columns or metric in _NO_METRICS or metric.startswith(("cfg.", "env.")):
         raise ValueError(f"metric={metric}: no such metric; {_hint(metric, metric_columns(sweep))}")
-    values = numbers(runs[metric]).replace([np.inf, -np.inf], np.nan)
-    if values.isna().all() and runs[metric].notna().any():
+    measured = runs[metric].dropna()
+    if len(measured) and not pd.api.types.is_numeric_dtype(measured.infer_objects()):
         raise ValueError(f"metric={metric}: must be a column of numbers; {_hint(metric, metric_columns(sweep))}")
+    values = numbers(runs[metric]).replace([np.inf, -np.inf], np.nan)
     points = pd.MultiIndex.from_frame(runs[POINT_KEY].drop_duplicates())
     finished = runs.loc[(runs["status"] == OK) & runs["repeat"].notna(), [*POINT_KEY, "repeat"]]
     finished = finished.assign(value=values[finished.index]).drop_duplicates([*POINT_KEY, "repeat"], keep="last")

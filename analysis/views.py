@@ -54,14 +54,16 @@ def point_means(
     return table.reset_index()
 
 
-def pivot(sweep: Sweep, rows: str, columns: str, *, metric: str = THROUGHPUT.column, value: str = "mean") -> pd.DataFrame:
+def pivot(
+    sweep: Sweep, rows: str, columns: str, *, metric: str = THROUGHPUT.column, value: str = "mean"
+) -> pd.DataFrame:
     """A cross table of two knobs.
 
     Args:
         rows, columns: knobs, as tables name them: `scheduler`, `block_size`, `cache.block_size`.
         metric: any column of numbers of `runs`.
-        value: what stands in a cell: `mean` (over all repeats of all points of the cell), `median`, `min`, `max`, `std`,
-            `count`.
+        value: what stands in a cell: `mean` (over all repeats of all points of the cell), `median`, `min`, `max`,
+            `std`, `count`.
 
     Returns:
         A frame with the knobs' values as index and columns, in the order in which they ran; null where nothing ran.
@@ -94,8 +96,8 @@ def pareto(
         higher_is_better: for metrics of which it is not known, or to say otherwise.
 
     Returns:
-        As `Sweep.points`, with `<x>` and `<y>` (means over repeats), and `on_front`; a point that lacks either figure is
-        not on it. Points of equal figures are on it together. Ordered by x.
+        As `Sweep.points`, with `<x>` and `<y>` (means over repeats), and `on_front`; a point that lacks either figure
+        is not on it. Points of equal figures are on it together. Ordered by x.
 
     Raises:
         ValueError: no such metric, or one with no better direction known.

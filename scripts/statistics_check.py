@@ -7,7 +7,7 @@
 Three studies (`tests/support/noisy_sweeps.py` makes the sweeps: skewed noise, drift, workloads of unequal hardness):
 
     A/A         equal points against each other: how often a difference is claimed. Promise: at most 5 %.
-    planted     a 5 % slow-down, run as often as the planner advised after a pilot: how often it is found. Promise: 90 %.
+    planted     a 5 % slow-down, run as often as the planner advised after a pilot: how often found. Promise: 90 %.
     coverage    how many of the 95 % intervals contain the truth. Promise: 93 to 97 %.
 
 Wrong methods stand beside ours, so that one sees what the studies can tell. Exits with 1 where a promise is broken.
@@ -23,8 +23,17 @@ from pathlib import Path
 _ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(_ROOT), str(_ROOT / "tests" / "support")]
 
-import numpy as np
-from noisy_sweeps import bootstrap, coverage, false_verdicts, normal, ours, planted, uncorrected, unpaired
+import numpy as np  # noqa: E402
+from noisy_sweeps import (  # noqa: E402
+    bootstrap,
+    coverage,
+    false_verdicts,
+    normal,
+    ours,
+    planted,
+    uncorrected,
+    unpaired,
+)
 
 
 def _percent(share: float) -> str:

@@ -8,7 +8,8 @@ and some points more than others. Points take turns within a repeat, as sweeps r
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from scipy import stats
 
 import analysis
 from analysis.columns import TABLES
+from analysis.intervals import estimate
 
 METRIC = "output_throughput_tps"
 _EMPTY = {table: pd.DataFrame(columns=["sweep", *columns]) for table, columns in TABLES.items()}
@@ -50,7 +52,13 @@ def make_sweep(
     noise: Noise | None = None,
     configs: Sequence[dict[str, object]] | None = None,
 ) -> analysis.Sweep:
-    """Points whose throughputs have these ratios, the first of them 1; configs are `cfg.*` columns, `size` by default."""
+    """Points whose throughputs have these ratios, the first of them 1.
+
+    Args:
+        ratios: one a point.
+        repeats: of each point.
+        configs: `cfg.*` columns of each point; a size of its own by default.
+    """
     noise = noise or Noise()
     num_points, num_runs = len(ratios), len(ratios) * repeats
     walk = np.cumsum(rng.normal(size=num_runs)) * noise.walk / np.sqrt(num_runs)
@@ -80,6 +88,17 @@ def make_sweep(
     return sweep_of(pd.DataFrame(rows))
 
 
+@contextmanager
+def spared_collector() -> Iterator[None]:
+    """statsmodels collects garbage at every correction: 60 ms a thousand times, most of it spent on loaded modules."""
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+
+
 def sweep_of(runs: pd.DataFrame, name: str = "synthetic") -> analysis.Sweep:
     """A sweep in memory; columns that are not given are null."""
     missing = [column for column in TABLES["runs"] if column not in runs]
@@ -94,13 +113,16 @@ Judge = Callable[[pd.Series], bool]
 Interval = Callable[[analysis.Sweep], list[tuple[float, float]]]
 
 
-def ours(sweep: analysis.Sweep, interval: str = "t") -> list[tuple[float, float]]:
-    made = analysis.compare(sweep, interval=interval)
+def ours(sweep: analysis.Sweep) -> list[tuple[float, float]]:
+    made = analysis.compare(sweep)
     return list(np.log(made[["ratio_low", "ratio_high"]]).itertuples(index=False, name=None))
 
 
 def bootstrap(sweep: analysis.Sweep) -> list[tuple[float, float]]:
-    return ours(sweep, "bootstrap")
+    """As `analysis.compare(sweep, interval="bootstrap")`, without the rest of it."""
+    logs = _logs(sweep)
+    made = [estimate(one - logs[0], method="bootstrap") for one in logs[1:]]
+    return [(one.low, one.high) for one in made]
 
 
 def unpaired(sweep: analysis.Sweep) -> list[tuple[float, float]]:
@@ -125,6 +147,7 @@ def _logs(sweep: analysis.Sweep) -> np.ndarray:
     return np.log(ordered[METRIC].to_numpy(dtype=float).reshape(num_points, -1))
 
 
+@spared_collector()
 def coverage(
     num_sweeps: int, seed: int, intervals: dict[str, Interval], repeats: Sequence[int] = (3, 4, 5, 7, 10)
 ) -> pd.DataFrame:
@@ -135,7 +158,6 @@ def coverage(
     """
     rng = np.random.default_rng(seed)
     rows = []
-    _spare_the_collector()
     for i in range(num_sweeps):
         num_repeats = repeats[i % len(repeats)]
         ratios = [1.0, *np.exp(rng.normal(0, 0.2, size=rng.integers(1, 5)))]
@@ -157,12 +179,6 @@ def coverage(
     return by[[*intervals, "num"]]
 
 
-def _spare_the_collector() -> None:
-    """statsmodels collects garbage at every correction: 60 ms, thousands of times, where modules are looked at again."""
-    gc.collect()
-    gc.freeze()
-
-
 def says_so(row: pd.Series) -> bool:
     return row["verdict"] in WORDS
 
@@ -172,6 +188,7 @@ def uncorrected(row: pd.Series) -> bool:
     return row["p"] < 0.05
 
 
+@spared_collector()
 def false_verdicts(num_sweeps: int, seed: int, num_comparisons: int, judge: Judge = says_so) -> tuple[float, float]:
     """Equal points against each other.
 
@@ -180,7 +197,6 @@ def false_verdicts(num_sweeps: int, seed: int, num_comparisons: int, judge: Judg
     """
     rng = np.random.default_rng(seed)
     called = []
-    _spare_the_collector()
     for i in range(num_sweeps):
         noise = Noise(run=rng.uniform(0.005, 0.05), more=rng.uniform(1, 2))
         sweep = make_sweep(rng, [1.0] * (num_comparisons + 1), (3, 5, 7, 10)[i % 4], noise)
@@ -188,6 +204,7 @@ def false_verdicts(num_sweeps: int, seed: int, num_comparisons: int, judge: Judg
     return float(np.mean(called)), float(np.any(called, axis=1).mean())
 
 
+@spared_collector()
 def planted(
     num: int, seed: int, pilot_repeats: int, slowdown: float = 0.05, advised: Callable[[float], int] = int
 ) -> tuple[float, float]:
@@ -198,7 +215,6 @@ def planted(
     """
     rng = np.random.default_rng(seed)
     found, repeats = [], []
-    _spare_the_collector()
     for _ in range(num):
         noise = Noise(run=rng.uniform(0.005, 0.03), more=rng.uniform(1, 2))
         pilot = analysis.compare(make_sweep(rng, [1.0, 1.0], pilot_repeats, noise))
