@@ -71,11 +71,11 @@ def compare(
     Returns:
         One row a point other than the baseline: `sweep point_id label baseline num_pairs mean baseline_mean`, `ratio`
         to the baseline (geometric mean; null where a figure is 0 or less) and `difference`, each with the ends of its
-        95 % interval `_low`, `_high`; `p` of no difference and `p_holm`, corrected for all rows; `noise_floor`, how far A/A
-        points of these sweeps came apart, `detectable`, the smallest difference that this many repeats find in 90 % of
-        cases (both as ratio less 1); `verdict` (see `analysis.verdicts`); `repeats_needed` to find a difference of
-        `effect` in 90 % of cases. What is not known is null. `.attrs` has `metric`, `higher_is_better`, `equal_within`,
-        `effect`, and `caveats`, sentences.
+        95 % interval `_low`, `_high`; `p` of no difference and `p_holm`, corrected for all rows; `noise_floor`, how far
+        A/A points of these sweeps came apart, and `detectable`, the smallest difference that this many repeats find in
+        90 % of cases (both as ratio less 1); `verdict` (see `analysis.verdicts`); `repeats_needed` to find a difference
+        of `effect` in 90 % of cases. What is not known is null. `.attrs` has `metric`, `higher_is_better`,
+        `equal_within`, `effect`, and `caveats`, sentences.
 
     Raises:
         ValueError: no such metric or no figure of it, a baseline that fits no point or several, no common points.

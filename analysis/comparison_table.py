@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -65,7 +65,36 @@ def print_comparison(made: pd.DataFrame, console: Console) -> None:
     better = made.attrs["higher_is_better"]
     aim = "" if better is None else f", {'higher' if better else 'lower'} is better"
     bases = list(dict.fromkeys(made["baseline"]))
+    # Of two sweeps, each point is compared with itself in the other: that belongs into the title.
+    between = [base.removesuffix(f": {label}") for base, label in zip(made["baseline"], made["label"], strict=True)]
+    if len(set(between)) == 1 and between != list(made["baseline"]):
+        bases = [f"the same points of {between[0]}"]
     against = f" against {bases[0]}" if len(bases) == 1 else ""
+    width = _LABEL_WIDTH if len(bases) < 2 and console.width > 100 else _LABEL_WIDTH // 2
+    by_ratio = bool(made["ratio"].notna().any())
+    effect = f"{made.attrs['effect'] * 100:g} %"
+    interval = f"{'ratio' if by_ratio else 'difference'}\n[95 % interval]"
+    columns: dict[str, list[str]] = {
+        "point\n": [wrap(label, width) for label in made["label"]],
+        "against\n": [wrap(base, width) for base in made["baseline"]],
+        "pairs\n": [str(num) for num in made["num_pairs"]],
+        f"mean\n{metric.unit}": [metric.text(value) for value in made["mean"]],
+        f"baseline\n{metric.unit}": [metric.text(value) for value in made["baseline_mean"]],
+        interval: [_effect(metric, row, by_ratio) for _, row in made.iterrows()],
+        "p\nHolm": [_p(value) for value in made["p_holm"]],
+        "noise\nfloor": [_percent(value) for value in made["noise_floor"]],
+        "detects\nfrom": [_percent(value) for value in made["detectable"]],
+        f"repeats\nfor {effect}": [_count(value) for value in made["repeats_needed"]],
+        "verdict\n": list(made["verdict"]),
+    }
+    if len(bases) < 2:
+        del columns["against\n"]
+    if not made["noise_floor"].notna().any():
+        del columns["noise\nfloor"]
+    # Where room is short, what can be had from the others or from a wider window goes first.
+    for head in (f"baseline\n{metric.unit}", f"mean\n{metric.unit}", "detects\nfrom", f"repeats\nfor {effect}"):
+        if _width(columns) > console.width:
+            del columns[head]
     table = Table(
         title=escape(f"{metric.heading}{aim}{against}"),
         title_justify="left",
@@ -73,36 +102,26 @@ def print_comparison(made: pd.DataFrame, console: Console) -> None:
         box=None,
         pad_edge=False,
     )
-    table.add_column("point", no_wrap=True)
-    by_ratio = bool(made["ratio"].notna().any())
-    effect = f"{made.attrs['effect'] * 100:g} %"
-    columns: list[tuple[str, list[str]]] = [
-        ("pairs\n", [str(num) for num in made["num_pairs"]]),
-        ("mean\n" + metric.unit, [metric.text(value) for value in made["mean"]]),
-        ("baseline\n" + metric.unit, [metric.text(value) for value in made["baseline_mean"]]),
-        ("ratio" if by_ratio else "difference", [_effect(metric, row, by_ratio) for _, row in made.iterrows()]),
-        ("p\nHolm", [_p(value) for value in made["p_holm"]]),
-        ("noise\nfloor", [_percent(value) for value in made["noise_floor"]]),
-        ("detects\nfrom", [_percent(value) for value in made["detectable"]]),
-        (f"repeats\nfor {effect}", [_count(value) for value in made["repeats_needed"]]),
-    ]
-    if not made["noise_floor"].notna().any():
-        columns = [column for column in columns if not column[0].startswith("noise")]
-    if len(bases) > 1:
-        columns.insert(0, ("against\n", [wrap(base, _LABEL_WIDTH) for base in made["baseline"]]))
-    for head, _ in columns:
-        head = head if "\n" in head else f"{head}\n[95 % interval]"
-        table.add_column(escape(head), justify="right", no_wrap=True)
-    table.add_column("verdict", no_wrap=True)
+    for head in columns:
+        is_text = head in ("point\n", "against\n", "verdict\n")
+        table.add_column(escape(head), justify="left" if is_text else "right", no_wrap=True)
     for i, row in made.iterrows():
-        cells = [escape(cells[i]) for _, cells in columns]
-        table.add_row(escape(wrap(row["label"], _LABEL_WIDTH)), *cells, _coloured(row, better))
+        cells = [escape(cells[i]) for cells in columns.values()]
+        table.add_row(*cells[:-1], _coloured(row, better))
     if made.empty:
         console.print(f"[bold]{escape(str(table.title))}[/]: there is no other point", soft_wrap=True)
     else:
         console.print(table)
     for line in made.attrs["caveats"]:
         console.print(f"[yellow]note[/]  {escape(line)}", soft_wrap=True)
+
+
+def _width(columns: Mapping[str, Sequence[str]]) -> int:
+    """Of a table without borders: each column's longest line, and two spaces between columns."""
+    longest = (
+        max(len(line) for cell in (head, *cells) for line in cell.splitlines()) for head, cells in columns.items()
+    )
+    return sum(longest) + 2 * (len(columns) - 1)
 
 
 def _coloured(row: pd.Series, better: bool | None) -> str:

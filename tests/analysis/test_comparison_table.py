@@ -57,12 +57,29 @@ def test_a_metric_without_a_title_goes_by_its_column(folder: Path) -> None:
     assert _shown(folder, metric="kv_blocks_total").startswith("kv_blocks_total against size=1")
 
 
-def test_two_folders_show_what_each_point_is_compared_with(
+def test_of_two_folders_each_point_is_compared_with_itself(
     folder: Path, tmp_path: Path, make_sweep: Callable[..., Path]
 ) -> None:
     shown = _shown(folder, make_sweep(tmp_path / "later", SIZES[:2], repeats=4))
-    assert "sizes: size=1" in _row(shown, "size=1")
+    assert "higher is better against the same points of sizes" in shown
+    assert _row(shown, "size=1").startswith("size=1 4 115.0 115.0 1.000×")
     assert "ran at different times" in shown
+
+
+def test_points_with_baselines_of_their_own_name_them(tmp_path: Path, make_sweep: Callable[..., Path]) -> None:
+    points = [{"scheduler": kind, "rate": rate} for rate in (1, 2) for kind in ("fcfs", "static")]
+    shown = _shown(make_sweep(tmp_path / "grid", points, repeats=3), baseline="scheduler=fcfs", within="rate")
+    # Labels wrap rather than push a verdict off the page.
+    assert _row(shown, "scheduler=static,").startswith("scheduler=static, scheduler=fcfs, rate=1 3 110.0 110.0 1.000×")
+    assert "equal within 1 %" in shown and "…" not in shown
+
+
+def test_a_narrow_terminal_keeps_ratio_and_verdict(folder: Path) -> None:
+    out = io.StringIO()
+    print_comparison(analysis.compare(analysis.load(folder)), Console(file=out, width=72))
+    assert "…" not in out.getvalue()
+    assert _row(out.getvalue(), "size=2").endswith("slower")
+    assert "[0.793, 0.857]" in out.getvalue() and "baseline\n" not in out.getvalue()
 
 
 def test_the_noise_floor_stands_beside_the_differences() -> None:
