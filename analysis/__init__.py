@@ -3,7 +3,12 @@
     import analysis
     sweep = analysis.load("runs/quickstart")
     sweep.runs, sweep.requests, sweep.steps, sweep.quality   # plain DataFrames
-    analysis.points(sweep)                                   # one row a point: mean, spread, speed-up
+    analysis.points(sweep)                                   # one row a point: all main metrics, spread, speed-up
+    sweep.points("ttft_p99_s")                               # one row a point: knobs, mean, interval, n
+    analysis.compare(sweep, baseline="quantization=none")    # ratios with intervals, and verdicts
+    analysis.pivot(sweep, rows="scheduler", columns="block_size")
+    analysis.pareto(sweep, x="peak_process_bytes", y="output_throughput_tps")
+    analysis.effects(sweep)                                  # what each knob does, and each two together
 
 Reads files only: nothing here imports the engine or the harness, so results from another machine or commit read alike.
 """
@@ -15,19 +20,40 @@ from typing import TYPE_CHECKING, Any
 from analysis.load import Sweep, load
 
 if TYPE_CHECKING:
+    from analysis.comparison import compare
+    from analysis.factors import effects
     from analysis.naming import attach, axes, labels, varying
     from analysis.report import write_report
     from analysis.summary import failures, points
+    from analysis.views import pareto, pivot
 
-__all__ = ["Sweep", "attach", "axes", "failures", "labels", "load", "points", "varying", "write_report"]
+__all__ = [
+    "Sweep",
+    "attach",
+    "axes",
+    "compare",
+    "effects",
+    "failures",
+    "labels",
+    "load",
+    "pareto",
+    "pivot",
+    "points",
+    "varying",
+    "write_report",
+]
 
 # No name here is also a module: importing that module would take the name over. `load` is safe, being bound last.
-# scipy and matplotlib take a second to import; whoever only loads tables does not wait for them.
+# scipy, statsmodels and matplotlib take a second to import; whoever only loads tables does not wait for them.
 _HOME = {
     "attach": "analysis.naming",
     "axes": "analysis.naming",
+    "compare": "analysis.comparison",
+    "effects": "analysis.factors",
     "failures": "analysis.summary",
     "labels": "analysis.naming",
+    "pareto": "analysis.views",
+    "pivot": "analysis.views",
     "points": "analysis.summary",
     "varying": "analysis.naming",
     "write_report": "analysis.report",

@@ -7,16 +7,22 @@ option that is 4 in one point and "auto" in another), so a table is the union of
 
 from __future__ import annotations
 
+import glob
 import json
+import os
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from analysis.columns import RUN_KEY, TABLES
+
+_NUM_READERS = min(4, os.cpu_count() or 1)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -44,20 +50,33 @@ class Sweep:
     configs: dict[str, Path]
     warnings: tuple[str, ...]
 
+    def points(self, metric: str = "output_throughput_tps", **options: Any) -> pd.DataFrame:
+        """One metric, one row a point: its knobs, `n`, `mean`, and the interval `low` to `high` over repeats.
+
+        Args:
+            metric: any column of numbers of `runs`.
+            options: `interval` and `confidence`, as for `analysis.views.point_means`, which this is.
+        """
+        # scipy takes a second to import; whoever only loads tables does not wait for it.
+        from analysis.views import point_means
+
+        return point_means(self, metric, **options)
+
 
 def load(folder: str | Path | Sequence[str | Path]) -> Sweep:
     """Read one result folder or several.
 
     Args:
-        folder: such as `runs/quickstart`, or a list of such.
+        folder: such as `runs/quickstart`, a pattern such as `runs/night-*`, or a list of such.
 
     Returns:
         The tables. A file that cannot be read is left out and named in `warnings`; nothing else is lost with it.
 
     Raises:
-        ValueError: a folder that does not exist or holds no tables.
+        ValueError: a folder that does not exist or holds no tables, or a pattern that no folder of tables fits.
     """
-    folders = tuple(Path(f) for f in ([folder] if isinstance(folder, (str, Path)) else folder))
+    named = [folder] if isinstance(folder, (str, Path)) else folder
+    folders = tuple(dict.fromkeys(path for one in named for path in _matching(one)))
     if not folders:
         raise ValueError("folder=[]: must be a sweep's folder such as runs/quickstart, or several")
     warnings: list[str] = []
@@ -67,11 +86,14 @@ def load(folder: str | Path | Sequence[str | Path]) -> Sweep:
         files = {name: _parquet_files(path / name) for name in TABLES}
         if not any(files.values()):
             raise ValueError(_nothing_there(path))
-        for name in TABLES:
-            for file in files[name]:
-                part = _read(file, warnings)
-                if part is not None:
-                    parts[name].append(_with_sweep(part, sweep_name))
+        # A file's thread for itself: reading columns in parallel costs more than small files have to read.
+        with ThreadPoolExecutor(_NUM_READERS) as readers:
+            for name in TABLES:
+                for part in readers.map(_read, files[name]):
+                    if isinstance(part, str):
+                        warnings.append(part)
+                    else:
+                        parts[name].append(_with_sweep(part, sweep_name))
         configs.update({file.stem: file for file in sorted((path / "configs").glob("*.yaml"))})
     tables = {name: _frame(concatenate(parts[name]), TABLES[name]) for name in TABLES}
     runs = tables["runs"].sort_values(["sweep", "order_index", "run_id"], ignore_index=True, kind="stable")
@@ -125,22 +147,32 @@ def _text(value: object) -> str:
     return value if isinstance(value, str) else json.dumps(value, default=str)
 
 
+def _matching(folder: str | Path) -> list[Path]:
+    """The folder itself, or the folders of tables that a pattern fits, by name."""
+    if Path(folder).is_dir() or not glob.has_magic(str(folder)):
+        return [Path(folder)]
+    fitting = [Path(path) for path in sorted(glob.glob(str(folder)))]
+    found = [path for path in fitting if any((path / name).is_dir() for name in TABLES)]
+    if not found:
+        raise ValueError(f"folder={folder}: no folder of tables fits this pattern; must be like runs/night-*")
+    return found
+
+
 def _parquet_files(folder: Path) -> list[Path]:
     """Finished files only: a writer's temporary file begins with a dot or ends in `.tmp`."""
     return sorted(file for file in folder.glob("*.parquet") if not file.name.startswith("."))
 
 
-def _read(file: Path, warnings: list[str]) -> pa.Table | None:
+def _read(file: Path) -> pa.Table | str:
+    """The table, or a warning that says why there is none."""
     try:
-        with pq.ParquetFile(file, page_checksum_verification=True) as parquet:
-            table = parquet.read()
+        with pq.ParquetFile(pa.py_buffer(file.read_bytes()), page_checksum_verification=True) as parquet:
+            table = parquet.read(use_threads=False)
         table.validate(full=True)
     except (OSError, pa.ArrowException) as error:
-        warnings.append(f"{file}: cannot be read and is left out: {_first_line(error)}")
-        return None
+        return f"{file}: cannot be read and is left out: {_first_line(error)}"
     if "run_id" not in table.column_names:
-        warnings.append(f"{file}: has no column run_id and is left out")
-        return None
+        return f"{file}: has no column run_id and is left out"
     return table
 
 

@@ -143,6 +143,22 @@ METRICS: tuple[Metric, ...] = (
     ),
 )
 
+
+def metric_of(column: str) -> Metric:
+    """How people read any column of `runs`, those without an entry above under their own names."""
+    known = next((metric for metric in METRICS if metric.column == column), None)
+    if known:
+        return known
+    definition = f"The column {column} of runs."
+    for latency in ("ttft", "tpot", "itl", "e2e", "queue"):
+        if column.startswith(f"{latency}_"):
+            title = column.removesuffix("_s").replace("_", " ").replace(latency, latency.upper())
+            return Metric(column=column, title=title, unit="ms", scale=1e3, digits=2, definition=definition)
+    if column.endswith("_bytes"):
+        return Metric(column=column, title=column, unit="MiB", scale=2**-20, digits=1, definition=definition)
+    return Metric(column=column, title=column, digits=3, definition=definition)
+
+
 # Latencies as every table and plot means them.
 DEFINITIONS: dict[str, str] = {
     "TTFT": "Time to first token: first token minus arrival, so it contains the wait in the queue.",

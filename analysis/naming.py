@@ -35,10 +35,10 @@ def varying(sweep: Sweep) -> list[str]:
     groups = runs.groupby(POINT_KEY, sort=False, dropna=False).ngroup().to_numpy()
     found = []
     for column in runs.columns:
-        if column.startswith("cfg.") and not _NOT_OF_A_POINT.match(column):
-            codes = _codes(runs[column])
-            constant_within = len(set(zip(groups, codes, strict=True))) == len(set(groups))
-            if constant_within and len(set(codes)) > 1:
+        if is_config(column):
+            values = codes(runs[column])
+            constant_within = len(set(zip(groups, values, strict=True))) == len(set(groups))
+            if constant_within and len(set(values)) > 1:
                 found.append(column)
     return found
 
@@ -50,13 +50,13 @@ def axes(sweep: Sweep) -> list[str]:
     classes, which bring options along; then the rest as in the files.
     """
     columns = varying(sweep)
-    codes = {column: _codes(sweep.runs[column]) for column in columns}
+    values = {column: codes(sweep.runs[column]) for column in columns}
     kept: list[str] = []
     for column in sorted(
         columns, key=lambda c: (c != VARIANT, "." in c.removeprefix("cfg."), not _COMPONENT.search(c))
     ):
         leaders = [axis for axis in kept if axis == VARIANT or _key_path(axis)[0] == _key_path(column)[0]]
-        if not any(_determines(codes[axis], codes[column]) for axis in leaders):
+        if not any(_determines(values[axis], values[column]) for axis in leaders):
             kept.append(column)
     return kept
 
@@ -128,6 +128,17 @@ def format_value(value: Any) -> str:
     return _component_name(str(value))
 
 
+def is_config(column: str) -> bool:
+    """Whether a column of `runs` is part of what a point is: of its config, and not of where results go."""
+    return column.startswith("cfg.") and not _NOT_OF_A_POINT.match(column)
+
+
+def codes(column: pd.Series) -> list[int]:
+    """Equal values get equal numbers, whatever they are: lists and nulls too."""
+    numbers: dict[str, int] = {}
+    return [numbers.setdefault("null" if _is_null(v) else f"={format_value(v)}|{v}", len(numbers)) for v in column]
+
+
 def _component_name(text: str) -> str:
     """`minivllm.scheduler.static.StaticBatching` is `static`: a component's module is named like its config. Where the
     class is not named after its module (one of a user's own), the class's name says more."""
@@ -151,12 +162,6 @@ def _label(row: pd.Series, columns: Sequence[str], names: dict[str, str], *, wit
             continue
         parts.append(format_value(value) if column == VARIANT else f"{names[column]}={format_value(value)}")
     return ", ".join(parts)
-
-
-def _codes(column: pd.Series) -> list[int]:
-    """Equal values get equal numbers, whatever they are: lists and nulls too."""
-    numbers: dict[str, int] = {}
-    return [numbers.setdefault("null" if _is_null(v) else f"={format_value(v)}|{v}", len(numbers)) for v in column]
 
 
 def _determines(axis: Sequence[int], column: Sequence[int]) -> bool:

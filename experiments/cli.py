@@ -39,6 +39,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
         command.add_argument("--dry-run", action="store_true", help="list the points and run nothing")
     report = commands.add_parser("report", help="table, Markdown report and plots of a results folder")
     report.add_argument("folder", metavar="FOLDER")
+    compare = commands.add_parser(
+        "compare", help="each point against a baseline, or one sweep against another: ratio, interval, verdict"
+    )
+    compare.add_argument("folder", metavar="FOLDER")
+    compare.add_argument("other", metavar="FOLDER2", nargs="?", help="compare its points with those of FOLDER")
+    compare.add_argument("--baseline", metavar="KNOB=VALUE,...", help="the point to compare with, or its label")
+    compare.add_argument(
+        "--metric", default="output_throughput_tps", help="a column of runs (output_throughput_tps where none is named)"
+    )
+    compare.add_argument("--within", metavar="KNOB,...", default="", help="each setting of these has its own baseline")
+    compare.add_argument(
+        "--equal-within",
+        metavar="PERCENT",
+        type=float,
+        default=1.0,
+        help="what counts as equal (1 where none is named)",
+    )
     commands.add_parser("doctor", help="what this machine can run, and why not")
     parsed, rest = parser.parse_known_args(arguments)
     # Overrides may stand on both sides of an option.
@@ -56,6 +73,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return print_report()
     if parsed.command == "report":
         return _report(parsed.folder)
+    if parsed.command == "compare":
+        return _compare(parsed)
     return _sweep(parsed.overrides, single=parsed.command == "run", dry_run=parsed.dry_run)
 
 
@@ -116,6 +135,24 @@ def _report(folder: str) -> int:
 
     try:
         write_report(folder)
+    except (ValueError, OSError) as error:
+        print(f"minivllm: {' '.join(str(error).split())}", file=sys.stderr)
+        return EXIT_USAGE
+    return EXIT_OK
+
+
+def _compare(parsed: argparse.Namespace) -> int:
+    from analysis.comparison_table import write_comparison
+
+    try:
+        write_comparison(
+            parsed.folder,
+            parsed.other,
+            baseline=parsed.baseline,
+            metric=parsed.metric,
+            within=parsed.within,
+            equal_within=parsed.equal_within / 100,
+        )
     except (ValueError, OSError) as error:
         print(f"minivllm: {' '.join(str(error).split())}", file=sys.stderr)
         return EXIT_USAGE

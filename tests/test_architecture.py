@@ -59,7 +59,7 @@ def test_help_loads_nothing_heavy() -> None:
 
 
 def test_loading_tables_waits_for_no_plots() -> None:
-    assert _loaded_after("import analysis", "torch", "matplotlib", "scipy", "hydra") == set()
+    assert _loaded_after("import analysis", "torch", "matplotlib", "scipy", "statsmodels", "hydra") == set()
 
 
 @pytest.mark.parametrize("source", SOURCES)

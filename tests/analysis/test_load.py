@@ -130,3 +130,32 @@ def test_several_schema_versions_are_a_warning(tmp_path: Path, make_sweep: Calla
     row = pq.read_table(path).to_pylist()[0] | {"schema_version": 2}
     pq.write_table(pa.Table.from_pylist([row]), path)
     assert analysis.load(folder).warnings == ("runs were written under several schema versions: 1, 2",)
+
+
+def test_a_pattern_names_all_sweeps_that_fit(tmp_path: Path, make_sweep: Callable[..., Path]) -> None:
+    for name in ("night-2", "night-1", "day"):
+        make_sweep(tmp_path / name, [{"size": 1}])
+    (tmp_path / "night-notes").mkdir()
+    (tmp_path / "night-log.txt").write_text("no folder\n")
+    found = analysis.load(tmp_path / "night-*")
+    assert [folder.name for folder in found.folders] == ["night-1", "night-2"]
+    both = analysis.load([str(tmp_path / "night-*"), tmp_path / "day", tmp_path / "night-1"])
+    assert [folder.name for folder in both.folders] == ["night-1", "night-2", "day"]
+
+
+def test_a_pattern_that_nothing_fits_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"night-\*: no folder of tables fits this pattern"):
+        analysis.load(tmp_path / "night-*")
+
+
+def test_a_folder_whose_name_looks_like_a_pattern_is_itself(tmp_path: Path, make_sweep: Callable[..., Path]) -> None:
+    assert len(analysis.load(make_sweep(tmp_path / "rate[1]", [{"size": 1}])).runs) == 1
+
+
+def test_rows_are_in_the_order_of_the_files_however_they_are_read(
+    tmp_path: Path, make_sweep: Callable[..., Path]
+) -> None:
+    folder = make_sweep(tmp_path / "sweep", [{"size": size} for size in range(40)], num_requests=2)
+    first, again = (analysis.load(folder).requests for _ in range(2))
+    assert first["run_id"].is_monotonic_increasing
+    pd.testing.assert_frame_equal(first, again)

@@ -1,0 +1,52 @@
+"""Which way a metric is good, and the words for having more or less of it.
+
+| metrics | up | down | better is |
+| --- | --- | --- | --- |
+| throughputs | faster | slower | up |
+| latencies and other times | slower | faster | down |
+| goodput, attainment, hit fractions, acceptance, agreement, MBU and MFU | better | worse | up |
+| perplexity, divergence | worse | better | down |
+| bytes, energy, cost, preemptions, evictions, recomputed tokens | more | less | down |
+| all others | more | less | neither |
+
+Amounts keep plain words although less of them is better: "less" memory says what was seen, "better" would judge it.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Direction:
+    """How to speak of a metric.
+
+    Args:
+        higher_is_better: None where neither is.
+        up: the word for a higher figure.
+        down: for a lower one.
+    """
+
+    higher_is_better: bool | None
+    up: str
+    down: str
+
+
+_RULES: tuple[tuple[str, Direction], ...] = (
+    (r"(^|_)throughput_", Direction(higher_is_better=True, up="faster", down="slower")),
+    (r"^energy|^cost|_bytes$", Direction(higher_is_better=False, up="more", down="less")),
+    (r"^num_(preemptions|evictions|recomputed_tokens)$", Direction(higher_is_better=False, up="more", down="less")),
+    (r"^perplexity$|^kl_|_nats$", Direction(higher_is_better=False, up="worse", down="better")),
+    (
+        r"^goodput|_attainment_|_hit_fraction$|^acceptance_|_agreement_|^m[bf]u_",
+        Direction(higher_is_better=True, up="better", down="worse"),
+    ),
+    (r"_s$", Direction(higher_is_better=False, up="slower", down="faster")),
+)
+_NEITHER = Direction(higher_is_better=None, up="more", down="less")
+
+
+def direction_of(metric: str) -> Direction:
+    """Of a column of `runs`; the first row of the table above that it fits."""
+    return next((direction for pattern, direction in _RULES if re.search(pattern, metric)), _NEITHER)
