@@ -231,29 +231,6 @@ def exp_scores(typingctx: Any, scores: Any, size: Any, scale: Any) -> Any:
 
 
 @intrinsic
-def prefetch_rows(typingctx: Any, rows: Any, stride: Any, num_rows: Any, size: Any) -> Any:
-    """Ask for rows[i * stride : i * stride + size], i < num_rows, before they are needed."""
-    signature = types.void(types.CPointer(types.float32), types.int64, types.int64, types.int64)
-
-    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        rows, stride, num_rows, size = args
-        byte_pointer = ir.IntType(8).as_pointer()
-        function = cgutils.get_or_insert_function(
-            builder.module, ir.FunctionType(ir.VoidType(), [byte_pointer, I32, I32, I32]), "llvm.prefetch.p0"
-        )
-        # To read, into the nearest cache, data.
-        how = [ir.Constant(I32, value) for value in (0, 3, 1)]
-        with cgutils.for_range(builder, num_rows) as loop:
-            row = builder.gep(rows, [builder.mul(loop.index, stride)])
-            # A cache line holds 16 floats.
-            with cgutils.for_range_slice(builder, const(0), size, const(16)) as (start, _):
-                builder.call(function, [builder.bitcast(builder.gep(row, [start]), byte_pointer), *how])
-        return context.get_dummy_value()
-
-    return signature, codegen
-
-
-@intrinsic
 def sum_of_squares(typingctx: Any, x: Any, size: Any) -> Any:
     """Sum over d < size of x[d] ** 2."""
     signature = types.float32(types.CPointer(types.float32), types.int64)

@@ -25,7 +25,6 @@ from minivllm_kernels.cpu_vectors import (
     f64_of_bits,
     i32_at,
     i64_at,
-    prefetch_rows,
 )
 
 _ZERO, _MINUS_INFINITY = np.float32(0.0), np.float32(-np.inf)
@@ -104,11 +103,6 @@ def _attend(
         index, offset = first >> block_bits, first & (block_size - 1)
         count = min(block_size - offset, end - first)
         slot = cache + 4 * (blocks[index] * block_size + offset) * slot_size
-        used = (end_head - first_head) * size
-        if first + count < end:
-            after = cache + 4 * (blocks[index + 1] * block_size * slot_size + first_head * size)
-            prefetch_rows(f32_at(after), slot_size, min(block_size, end - first - count), used)
-        prefetch_rows(f32_at(slot + 4 * (kv_size + first_head * size)), slot_size, count, used)
         for head in heads:
             scores, q = f32_at(rows + 4 * (head * row_size + first - start)), f32_at(query + 4 * head * size)
             dot_rows(scores, q, f32_at(slot + 4 * (head // group) * size), slot_size, count, size)
