@@ -20,7 +20,7 @@ _RUNS = (
     "kv_blocks_total kv_utilization_mean_fraction kv_fragmentation_mean_fraction prefix_hit_fraction "
     "num_evictions num_preemptions num_recomputed_tokens "
     "num_draft_tokens num_accepted_tokens acceptance_rate acceptance_length "
-    "energy_j energy_per_output_token_j cost_per_million_output_tokens energy_source mbu_fraction mfu_fraction "
+    "energy_j energy_per_output_token_j cost_per_million_output_tokens energy_source kernels mbu_fraction mfu_fraction "
     "counted_bytes counted_flops step_schedule_mean_s step_run_mean_s step_commit_mean_s step_client_mean_s "
     "host_fraction "
     "perplexity kl_mean_nats top1_agreement_fraction token_agreement_fraction"

@@ -102,7 +102,7 @@ def _run(order: Order, pipe: connection.Connection) -> dict[str, Any]:
         llm = LLM.from_config(settings.engine)
         stages.end("load_s")
         row["env.threads"] = _num_threads()
-        row["env.kernels"] = getattr(llm.engine.runner, "kernels", None)
+        row["kernels"] = getattr(llm.engine.runner, "kernels", None)
         work = Measurement(settings, llm)
         work.warm_up()
         stages.end("warmup_s")

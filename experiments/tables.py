@@ -62,13 +62,15 @@ RUNS = pa.schema(
         *_fields("double", "energy_j energy_per_output_token_j cost_per_million_output_tokens"),
         # Where energy_j comes from; where it is null, why.
         *_fields("string", "energy_source"),
+        # What computed: execution.kernels, with auto resolved.
+        *_fields("string", "kernels"),
         *_fields("double", "mbu_fraction mfu_fraction"),
         # What the two are of: sums over `steps`, of which `counted_*` say what an ideal kernel moves and computes.
         *_fields("double", "counted_bytes counted_flops"),
         # Means over steps; host_fraction is the share of scheduling and committing in the time of the steps.
         *_fields("double", "step_schedule_mean_s step_run_mean_s step_commit_mean_s step_client_mean_s host_fraction"),
         *_fields("double", "perplexity kl_mean_nats top1_agreement_fraction token_agreement_fraction"),
-        *_fields("string", "env.git_sha env.kernels"),
+        *_fields("string", "env.git_sha"),
         *_fields("bool", "env.git_dirty"),
         *_fields("string", "env.python env.torch env.triton env.transformers env.platform env.cpu"),
         *_fields("int64", "env.cpu_count env.threads"),
