@@ -23,6 +23,7 @@ import llvmlite.binding as llvm
 import torch
 from numba import cfunc, config, types
 from numba.core.types import ExternalFunction
+from torch import Tensor
 
 _MAPS = Path("/proc/self/maps")
 
@@ -115,6 +116,12 @@ class CpuKernel:
 def cpu_kernel(num_arguments: int) -> Callable[[Callable[..., None]], CpuKernel]:
     """Compile a function of one pointer to int64 arguments; argument `num_arguments` is the number of threads."""
     return lambda function: CpuKernel(function, num_arguments)
+
+
+def address(tensor: Tensor) -> int:
+    """Of a tensor that a kernel will read or write as a plain float32 array."""
+    assert tensor.is_contiguous() and tensor.dtype is torch.float32, f"{tensor.dtype} strides {tensor.stride()}"
+    return int(tensor.data_ptr())
 
 
 def float_bits(value: float) -> int:

@@ -29,7 +29,7 @@ from minivllm_kernels.cpu_ir import (
     load_vector,
     store_vector,
 )
-from minivllm_kernels.cpu_threads import cpu_kernel, thread_num
+from minivllm_kernels.cpu_threads import address, cpu_kernel, thread_num
 from minivllm_kernels.cpu_vectors import f32_at, i64_at
 
 PANEL_WIDTH = 2 * LANES
@@ -56,7 +56,7 @@ def pack_panels(weight: Tensor) -> Tensor:
 def unpack_rows(panels: Tensor, rows: Tensor) -> Tensor:
     """Rows of the weight that was packed: [N] int64, contiguous -> [N, in]."""
     out = panels.new_empty(len(rows), panels.shape[1])
-    _unpack_rows(panels.data_ptr(), rows.data_ptr(), out.data_ptr(), len(rows), panels.shape[1])
+    _unpack_rows(address(panels), rows.data_ptr(), address(out), len(rows), panels.shape[1])
     return out
 
 
@@ -74,7 +74,7 @@ def linear(x: Tensor, panels: Tensor, bias: Tensor, num_outputs: int) -> Tensor:
     """
     num_rows, num_inputs = x.shape
     out = x.new_empty(num_rows, num_outputs)
-    _linear(x.data_ptr(), panels.data_ptr(), bias.data_ptr(), out.data_ptr(), num_rows, num_inputs, num_outputs)
+    _linear(address(x), address(panels), address(bias), address(out), num_rows, num_inputs, num_outputs)
     return out
 
 

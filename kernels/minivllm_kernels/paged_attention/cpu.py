@@ -16,7 +16,7 @@ from numba import njit
 from torch import Tensor
 
 from minivllm_kernels.cpu_ir import LANES
-from minivllm_kernels.cpu_threads import barrier, cpu_kernel, float_bits, num_threads, thread_num
+from minivllm_kernels.cpu_threads import address, barrier, cpu_kernel, float_bits, num_threads, thread_num
 from minivllm_kernels.cpu_vectors import (
     add_weighted_rows,
     dot_rows,
@@ -68,8 +68,8 @@ def paged_attention(
     row_size = -(-max_context_len // LANES) * LANES
     scores = torch.empty(num_threads(), num_heads, row_size + 1)
     _paged_attention(
-        qkv.data_ptr(), kv_cache.data_ptr(), positions.data_ptr(), slot_mapping.data_ptr(), token_rows.ctypes.data,
-        block_table.ctypes.data, out.data_ptr(), scores.data_ptr(), num_tokens, block_size.bit_length() - 1, num_heads,
+        address(qkv), address(kv_cache), positions.data_ptr(), slot_mapping.data_ptr(), token_rows.ctypes.data,
+        block_table.ctypes.data, address(out), address(scores), num_tokens, block_size.bit_length() - 1, num_heads,
         num_kv_heads, head_dim, block_table.shape[1], row_size, sliding_window or row_size, float_bits(scale),
     )  # fmt: skip
     return out

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from minivllm_kernels.cpu_threads import cpu_kernel, float_bits, thread_num
+from minivllm_kernels.cpu_threads import address, cpu_kernel, float_bits, thread_num
 from minivllm_kernels.cpu_vectors import f32_at, f64_of_bits, sum_of_squares
 
 
@@ -25,8 +25,8 @@ def rms_norm(x: Tensor, weight: Tensor, *, eps: float, residual: Tensor | None =
     """
     num_rows, size = x.shape
     out = x.new_empty(num_rows, size)
-    stream = 0 if residual is None else residual.data_ptr()
-    _rms_norm(x.data_ptr(), weight.data_ptr(), stream, out.data_ptr(), num_rows, size, float_bits(eps))
+    stream = 0 if residual is None else address(residual)
+    _rms_norm(address(x), address(weight), stream, address(out), num_rows, size, float_bits(eps))
     return out
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from minivllm_kernels.cpu_threads import cpu_kernel, float_bits, thread_num
+from minivllm_kernels.cpu_threads import address, cpu_kernel, float_bits, thread_num
 from minivllm_kernels.cpu_vectors import f32_at, f64_of_bits, i64_at, sum_of_squares
 
 
@@ -33,9 +33,9 @@ def rotate_(
         eps: of that norm.
     """
     num_rows, width = qkv.shape
-    weight = 0 if norm_weight is None else norm_weight.data_ptr()
+    weight = 0 if norm_weight is None else address(norm_weight)
     _rotate(
-        qkv.data_ptr(), positions.data_ptr(), rotations.data_ptr(), weight,
+        address(qkv), positions.data_ptr(), rotations.data_ptr(), weight,
         num_rows, width, num_heads, 2 * rotations.shape[-1], float_bits(eps),
     )  # fmt: skip
 

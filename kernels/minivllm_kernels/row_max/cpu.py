@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from minivllm_kernels.cpu_threads import cpu_kernel, thread_num
+from minivllm_kernels.cpu_threads import address, cpu_kernel, thread_num
 from minivllm_kernels.cpu_vectors import f32_at, find, i64_at, largest
 
 
@@ -22,7 +22,7 @@ def row_max(x: Tensor) -> tuple[Tensor, Tensor]:
     """
     num_rows, size = x.shape
     values, places = x.new_empty(num_rows), torch.empty(num_rows, dtype=torch.int64)
-    _row_max(x.data_ptr(), values.data_ptr(), places.data_ptr(), num_rows, size)
+    _row_max(address(x), address(values), places.data_ptr(), num_rows, size)
     return values, places
 
 

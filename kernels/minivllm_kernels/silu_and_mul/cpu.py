@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from minivllm_kernels.cpu_threads import cpu_kernel, thread_num
+from minivllm_kernels.cpu_threads import address, cpu_kernel, thread_num
 from minivllm_kernels.cpu_vectors import exp, f32_at
 
 _ONE = np.float32(1.0)
@@ -24,7 +24,7 @@ def silu_and_mul(gate_up: Tensor) -> Tensor:
     """
     num_rows, width = gate_up.shape
     out = gate_up.new_empty(num_rows, width // 2)
-    _silu_and_mul(gate_up.data_ptr(), out.data_ptr(), num_rows, width // 2)
+    _silu_and_mul(address(gate_up), address(out), num_rows, width // 2)
     return out
 
 
