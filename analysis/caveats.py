@@ -243,15 +243,16 @@ def _beyond_peaks(finished: pd.DataFrame) -> list[str]:
     return made
 
 
-def environment(sweep: Sweep) -> dict[str, dict[str, int]]:
-    """What the runs ran on: each env.* column without its prefix, its values as text, and how many runs had each."""
+def environment(sweep: Sweep, prefix: str = "env.") -> dict[str, dict[str, int]]:
+    """What the runs ran on: each env.* column without its prefix, its values as text, and how many runs had each; with
+    the prefix `design.`, how the sweep went about them."""
     made = {}
     for column in sweep.runs.columns:
-        if column.startswith("env."):
+        if column.startswith(prefix):
             values = sweep.runs[column].dropna()
             counts = values.map(str).value_counts(sort=False)
             if len(counts):
-                made[column.removeprefix("env.")] = {str(value): int(count) for value, count in counts.items()}
+                made[column.removeprefix(prefix)] = {str(value): int(count) for value, count in counts.items()}
     return made
 
 
