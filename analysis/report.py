@@ -46,8 +46,8 @@ def write_report(folder: str | Path, console: Console | None = None) -> Path:
     sweep = load(folder)
     summary = points(sweep)
     found = answer(sweep)
-    console = console or _console()
-    _print_table(console, folder, summary)
+    console = console or default_console()
+    print_table(console, folder, summary)
     for line in found.sentences:
         console.print(escape(line.replace("**", "")), soft_wrap=True)
     for label, repeats, status, reason in failed_points(sweep):
@@ -77,13 +77,20 @@ def _write(path: Path, text: str) -> None:
     os.replace(partial, path)
 
 
-def _console() -> Console:
+def default_console() -> Console:
+    """Standard output; wide where that is a file or a pipe."""
     console = Console(highlight=False)
     return console if console.is_terminal else Console(highlight=False, width=_PIPED_WIDTH)
 
 
-def _print_table(console: Console, folder: Path, summary: pd.DataFrame) -> None:
-    """As many metrics as the width has room for, the key ones first; the report has them all."""
+def print_table(console: Console, folder: Path, summary: pd.DataFrame) -> None:
+    """As many metrics as the width has room for, the key ones first; the report has them all.
+
+    Args:
+        console: where the table goes.
+        folder: named in its title.
+        summary: from `analysis.points`.
+    """
     finished = summary[summary["num_repeats"] > 0]
     failed = len(summary) - len(finished)
     head = f"{folder.resolve().name}: {many(len(summary), 'point')}, {failed} failed"
