@@ -71,7 +71,7 @@ def _answers(found: Answer | None) -> list[str]:
         against = [row["baseline"]] if several else []
         rows.append([row["label"], *against, str(row["num_pairs"]), ratio, row["verdict"]])
     base = "" if several else f" Against **{table['baseline'].iloc[0]}**."
-    floor = "" if math.isnan(first.noise_floor) else f" Noise floor, from A/A points: {first.noise_floor:.1%}."
+    floor = "" if math.isnan(first.noise_floor) else f" Noise floor, from A/A points: {100 * first.noise_floor:.1f} %."
     head = ["point", *(["against"] if several else []), "pairs", "ratio [95 % interval]", "verdict"]
     made = [f"### Verdicts\n\n{first.metric.heading}.{base}{floor}", _table(head, rows)]
     if found.changes is not None:

@@ -50,7 +50,7 @@ def swept_line(sweep: Sweep, points: pd.DataFrame) -> str:
     parts = []
     for column in kept:
         texts = list(dict.fromkeys(format_value(value) for value in firsts[column]))
-        shown = ", ".join(texts[:8]) + (f", … ({len(texts)} values)" if len(texts) > 8 else "")
+        shown = ", ".join(texts[:12]) + (f", … ({len(texts)} values)" if len(texts) > 12 else "")
         parts.append(f"<code>{esc(names[column])}</code>: {esc(shown)}")
     failed = int((points["num_repeats"] == 0).sum())
     repeats = points["num_repeats"] + points["num_failed"]

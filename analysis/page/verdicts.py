@@ -11,6 +11,7 @@ import pandas as pd
 from analysis.answer import TOLD, Verdicts, many, ratio_text
 from analysis.direction import direction_of
 from analysis.metrics import Metric
+from analysis.naming import BASELINE
 from analysis.page.forest import Row, forest
 from analysis.page.markup import esc, folded, rich, section
 from analysis.verdicts import NO_DIFFERENCE
@@ -83,9 +84,9 @@ def _verdicts(found: Verdicts) -> str:
     better = {True: "Higher is better", False: "Lower is better", None: "Neither way is better"}[found.higher_is_better]
     notes.append(f"{better}.")
     if judged:
-        notes.append(f"Verdicts are at 5 % after Holm's correction; light band: equal within {band:.0%}.")
+        notes.append(f"Verdicts are at 5 % after Holm's correction; light band: equal within {100 * band:g} %.")
     if not math.isnan(found.noise_floor):
-        notes.append(f"Yellow band: noise floor of this machine, {found.noise_floor:.1%}, from A/A points.")
+        notes.append(f"Yellow band: noise floor of this machine, {100 * found.noise_floor:.1f} %, from A/A points.")
     if len(chosen) < len(table):
         notes.append(f"Shown are the {len(chosen)} of {len(table)} points that differ most from the baseline.")
     unsure = table[table["verdict"] == NO_DIFFERENCE]
@@ -93,8 +94,8 @@ def _verdicts(found: Verdicts) -> str:
     if len(needed):
         least = f"about {needed.median():,.0f} repeats" if np.isfinite(needed.median()) else "more than 10,000 repeats"
         notes.append(
-            f"“{NO_DIFFERENCE}” is not equality: telling a difference of {table.attrs['effect']:.0%} from noise would "
-            f"take {least} at this spread."
+            f"“{NO_DIFFERENCE}” is not equality: telling a difference of {100 * table.attrs['effect']:g} % from noise "
+            f"would take {least} at this spread."
         )
     rest = ""
     if len(chosen) < len(table):
@@ -116,7 +117,8 @@ def _chosen(table: pd.DataFrame) -> pd.Index:
 def _base_row(label: str, own: pd.DataFrame, metric: Metric) -> Row:
     # Where points lack repeats, what they are compared with differs: the mean over all is the most pairs'.
     mean = own.sort_values("num_pairs", ascending=False)["baseline_mean"].iloc[0]
-    cells = (f"{esc(label)} <small>(baseline)</small>", metric.text(mean), "1×")
+    name = esc(label) if label == BASELINE else f"{esc(label)} <small>(baseline)</small>"
+    cells = (name, metric.text(mean), "1×")
     return Row(cells=cells, ratio=1.0, base=True)
 
 
