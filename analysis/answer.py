@@ -22,6 +22,7 @@ from analysis.load import Sweep
 from analysis.metrics import METRICS, THROUGHPUT, Metric
 from analysis.naming import BASELINE, VARIANT, axes, short_names
 from analysis.noise import aa_groups, noise_floor
+from analysis.planning import LEVEL
 from analysis.summary import numbers
 from analysis.values import repeats_of
 from analysis.verdicts import NOT_MEASURED, TOO_FEW
@@ -170,16 +171,7 @@ def headline(found: Verdicts | None, changes: pd.DataFrame | None) -> list[str]:
     what = found.metric.title if found.metric.title != "Output" else "output throughput"
     judged = not found.table["verdict"].isin((TOO_FEW, NOT_MEASURED)).all()
     if changes is not None:
-        main = changes[changes["kind"] == "main"]
-        size = np.log(main["ratio"].astype(float)).abs().sort_values(ascending=False, kind="stable")
-        # Of each knob what it does most.
-        order = main.loc[size.index].drop_duplicates("knob").index[:MAX_NAMED]
-        parts = [
-            f"{row['knob']} {row['reference']} → {row['value']} **{ratio_text(row['ratio'], row['low'], row['high'])}**"
-            for _, row in main.loc[order].iterrows()
-        ]
-        if parts:
-            made.append(f"What each knob does to {what}, all else equal: {'; '.join(parts)}.")
+        made += _knobs_in_words(changes, what)
     table = found.table.dropna(subset=["ratio"])
     if len(table):
         bases = list(dict.fromkeys(table["baseline"]))
@@ -205,6 +197,24 @@ def headline(found: Verdicts | None, changes: pd.DataFrame | None) -> list[str]:
             f"{why} cannot tell a difference from chance: the ratios are what was seen, without verdicts. "
             "Run it again with repeats=5."
         )
+    return made
+
+
+def _knobs_in_words(changes: pd.DataFrame, what: str) -> list[str]:
+    """Of each knob what it does most, where that was told from chance; of one repeat, what was seen."""
+    main = changes[changes["kind"] == "main"]
+    size = np.log(main["ratio"].astype(float)).abs().sort_values(ascending=False, kind="stable")
+    main = main.loc[size.index]
+    told = main if main["p_holm"].isna().all() else main[main["p_holm"] < LEVEL]
+    unsure = [str(knob) for knob in dict.fromkeys(main["knob"]) if knob not in set(told["knob"])]
+    parts = [
+        f"{row['knob']} {row['reference']} → {row['value']} **{ratio_text(row['ratio'], row['low'], row['high'])}**"
+        for _, row in told.drop_duplicates("knob").head(MAX_NAMED).iterrows()
+    ]
+    made = [f"What each knob does to {what}, all else equal: {'; '.join(parts)}."] if parts else []
+    if unsure:
+        more = f" and {len(unsure) - MAX_NAMED} more" if len(unsure) > MAX_NAMED else ""
+        made.append(f"No effect shown of {', '.join(unsure[:MAX_NAMED])}{more}.")
     return made
 
 

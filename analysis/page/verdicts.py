@@ -14,6 +14,7 @@ from analysis.metrics import Metric
 from analysis.naming import BASELINE
 from analysis.page.forest import Row, forest
 from analysis.page.markup import esc, folded, rich, section
+from analysis.planning import LEVEL
 from analysis.verdicts import NO_DIFFERENCE
 
 # What fits on a screen, with the baseline.
@@ -145,7 +146,7 @@ def _effects(rows: pd.DataFrame, metric: Metric, left_out: int) -> str:
         what = f"<b>{esc(row['knob'])}</b> {esc(row['reference'])} → {esc(row['value'])}"
         if row["kind"] == "interaction":
             what += f" × <b>{esc(row['knob2'])}</b> {esc(row['reference2'])} → {esc(row['value2'])}"
-        clear = row["p_holm"] < 0.05
+        clear = row["p_holm"] < LEVEL
         tone = "flat" if not clear or better is None else "good" if (row["ratio"] > 1) == better else "bad"
         text = ratio_text(row["ratio"], row["low"], row["high"])
         cells = (what, f"{int(row['n'])} × {int(row['num_settings'])}", esc(text))

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import analysis
-from analysis.answer import answer, ratio_text
+from analysis.answer import answer, headline, ratio_text
 from analysis.markdown import markdown
 
 
@@ -45,6 +45,17 @@ def test_a_knob_is_named_once_with_what_it_does_most(tmp_path: Path, make_sweep:
     assert made.changes is not None
     line = made.sentences[0]
     assert "a 1 → 4 **" in line and "a 1 → 2" not in line and "c 1 → 3 **" in line
+
+
+def test_a_knob_that_does_nothing_is_said_to_show_no_effect(tmp_path: Path, make_sweep: Callable[..., Path]) -> None:
+    # Repeats drift by 10 tokens a second each, which is another ratio for each point.
+    points = [{"a": a, "b.c": c, "tps": 100 * a + c} for a in (1, 4) for c in (0, 1)]
+    made = answer(analysis.load(make_sweep(tmp_path / "sweep", points, repeats=3)))
+    assert made.changes is not None
+    changes = made.changes.assign(p_holm=[0.001 if knob == "a" else 0.7 for knob in made.changes["knob"]])
+    said = headline(made.verdicts[0], changes)
+    assert "a 1 → 4" in said[0] and "c 0" not in said[0]
+    assert said[1] == "No effect shown of c."
 
 
 def test_the_markdown_has_verdicts_and_effects(tmp_path: Path, make_sweep: Callable[..., Path]) -> None:

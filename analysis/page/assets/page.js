@@ -69,10 +69,12 @@ function pareto(body, spec, tip) {
     const front = rows.filter(i => !rows.some(j => beats(j, i))).sort((a, b) => mx.mean[a] - mx.mean[b]);
     const few = rows.length <= 12;
     const series = rows.map(i => {
-      const on = front.includes(i);
-      return {name: spec.points[i], look: few || on || spec.base[i] ? spec.looks[i] : -1, line: false, mark: true,
-        label: few || on || spec.base[i], x: [mx.mean[i]], y: [my.mean[i]],
-        xlo: [mx.low[i]], xhi: [mx.high[i]], ylo: [my.low[i]], yhi: [my.high[i]], on};
+      // Of many points those that matter have a colour and whiskers; those of them that no other plot shows share one.
+      const on = front.includes(i), seen = few || on || spec.base[i];
+      const ends = (metric, end) => [seen ? metric[end][i] : null];
+      return {name: spec.points[i], look: seen ? Math.max(0, spec.looks[i]) : -1, line: false, mark: true,
+        label: seen, x: [mx.mean[i]], y: [my.mean[i]],
+        xlo: ends(mx, "low"), xhi: ends(mx, "high"), ylo: ends(my, "low"), yhi: ends(my, "high"), on: seen};
     }).sort((a, b) => a.on - b.on);
     const far = metric => {
       const found = rows.map(i => metric.mean[i]);

@@ -79,7 +79,7 @@ function drawSeries(plot, s, x, y, bottom, taken) {
   for (let i = 0; i < s.x.length; i++) {
     if (s.x[i] === null || s.y[i] === null) continue;
     const px = x.at(s.x[i]), py = y.at(s.y[i]);
-    taken.push([px - 7, py - 7, px + 7, py + 7]);
+    if (s.look >= 0) taken.push([px - 7, py - 7, px + 7, py + 7]);
     for (const [lo, hi, at, across] of [[s.xlo, s.xhi, x, true], [s.ylo, s.yhi, y, false]]) {
       if (!lo || lo[i] === null || hi[i] === null) continue;
       const a = at.at(lo[i]), b = at.at(hi[i]), [near, far] = a < b ? [a, b] : [b, a];
