@@ -83,7 +83,12 @@ def answer(sweep: Sweep) -> Answer:
     """Of a sweep of any kind; empty where it has one point, or none that finished."""
     found = all_verdicts(sweep)
     changes = knob_effects(sweep, found[0].metric if found else THROUGHPUT)
-    sentences = headline(found[0] if found else None, changes)
+    load = load_knob(sweep)
+    components = changes
+    if changes is not None and load is not None:
+        # More load is no component, and has a plot of its own.
+        components = changes[changes["knob"] != short_names(axes(sweep))[load]]
+    sentences = headline(found[0] if found else None, components)
     return Answer(verdicts=tuple(found), changes=changes, sentences=tuple(sentences))
 
 
@@ -175,14 +180,14 @@ def headline(found: Verdicts | None, changes: pd.DataFrame | None) -> list[str]:
     table = found.table.dropna(subset=["ratio"])
     if len(table):
         bases = list(dict.fromkeys(table["baseline"]))
-        against = f"**{bases[0]}**" if len(bases) == 1 else "their baselines"
+        against = f"**{bases[0]}**" if len(bases) == 1 else "the baselines at equal settings of the rest"
         counts = Counter(found.table["verdict"])
         if judged:
             said = ", ".join(f"{count} {word}" for word, count in counts.most_common())
             made.append(f"Against {against}, of {many(len(found.table), 'point')}: {said}.")
         # Ratios are worth naming where they were told from the baseline.
         clear = table[table["verdict"].isin(TOLD)] if judged else table
-        if len(clear) and (changes is None or not judged):
+        if len(clear) and (changes is None or not judged or len(bases) > 1):
             size = np.log(clear["ratio"].where(clear["ratio"] > 0)).abs().sort_values(ascending=False, kind="stable")
             parts = [
                 f"{row['label']} **{ratio_text(row['ratio'], row['ratio_low'], row['ratio_high'])}**"
@@ -214,7 +219,7 @@ def _knobs_in_words(changes: pd.DataFrame, what: str) -> list[str]:
     made = [f"What each knob does to {what}, all else equal: {'; '.join(parts)}."] if parts else []
     if unsure:
         more = f" and {len(unsure) - MAX_NAMED} more" if len(unsure) > MAX_NAMED else ""
-        made.append(f"No effect shown of {', '.join(unsure[:MAX_NAMED])}{more}.")
+        made.append(f"Averaged over all settings, no effect was shown of {', '.join(unsure[:MAX_NAMED])}{more}.")
     return made
 
 

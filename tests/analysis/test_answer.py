@@ -55,7 +55,7 @@ def test_a_knob_that_does_nothing_is_said_to_show_no_effect(tmp_path: Path, make
     changes = made.changes.assign(p_holm=[0.001 if knob == "a" else 0.7 for knob in made.changes["knob"]])
     said = headline(made.verdicts[0], changes)
     assert "a 1 → 4" in said[0] and "c 0" not in said[0]
-    assert said[1] == "No effect shown of c."
+    assert said[1] == "Averaged over all settings, no effect was shown of c."
 
 
 def test_the_markdown_has_verdicts_and_effects(tmp_path: Path, make_sweep: Callable[..., Path]) -> None:

@@ -66,7 +66,8 @@ def _run(*arguments: str, profile: Path) -> str:
 def _make_folder(tmp_path: Path, make_sweep: Callable[..., Path]) -> Path:
     points = [
         {"scheduler": scheduler, "workload.request_rate_rps": rate, "tps": tps * rate}
-        for scheduler, tps in (("fcfs", 30), ("a_scheduler_with_quite_a_long_name", 20))
+        # Two that nearly coincide, so that labels have to give way.
+        for scheduler, tps in (("fcfs", 30), ("sjf", 30.2), ("a_scheduler_with_quite_a_long_name", 20))
         for rate in (2, 4, 8)
     ]
     return make_sweep(tmp_path / "sweep", points, repeats=3, failed={(5, 2): "timeout"})
