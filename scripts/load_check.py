@@ -115,6 +115,7 @@ def main() -> None:
         sweep = analysis.load(folder)
         sizes = f"{len(sweep.runs):,} runs, {len(sweep.requests):,} requests, {len(sweep.steps):,} steps"
         print(f"load     {time.perf_counter() - start:6.2f} s  {sizes}", flush=True)
+
     def report() -> pd.DataFrame:
         # Its files are no part of the check, its time is.
         write_report(folder, Console(file=io.StringIO()))
