@@ -32,10 +32,15 @@ SMALLEST_DRIFT = 0.01
 # Fewer repeats make no trend between them.
 _FEWEST_ROUNDS = 4
 
+# Wait of a run's last third of requests over that of its first third. A steady queue's ratio is about 1, seldom 2.
+SATURATED = 3.0
+_FEWEST_ARRIVALS = 12
+
 WARMEST_SPREAD_C = 10
 SLOWEST_CLOCK = 0.95
 
 _LOAD = re.compile(r"load_?av", re.IGNORECASE)
+_RATE = re.compile(r"^cfg\.workload\..*rate_rps$")
 _CORES = re.compile(r"cpu_?count|num_cpus|(?<!num_)cores|num_cores", re.IGNORECASE)
 # Differ from run to run by nature and say nothing about the environment being another.
 _RESTLESS = re.compile(r"load_?av|temperature|clock|peak_|free|available|hostname_pid|\bpid\b", re.IGNORECASE)
@@ -67,7 +72,7 @@ def caveats(sweep: Sweep, points: pd.DataFrame) -> list[str]:
     if len(points) > 1 and (base.empty or (base["num_repeats"] == 0).any()):
         which = f"the baseline point ({', '.join(base['label'])}) did not finish"
         made.append(f"No speed-ups where {which if len(base) else f'no point is called {BASELINE}'}.")
-    made += [*contamination(sweep), *_repeats_by_need(finished), *drift(finished)]
+    made += [*contamination(sweep), *saturation(sweep), *_repeats_by_need(finished), *drift(finished)]
     made += [*_load_average(finished), *_sensors(finished), *_beyond_peaks(finished)]
     differing = [name for name, values in environment(sweep).items() if len(values) > 1 and not is_restless(name)]
     if differing:
@@ -116,6 +121,36 @@ def _which(rows: pd.DataFrame, num_runs: int) -> str:
     run_ids = list(dict.fromkeys(rows["run_id"]))
     more = ", ..." if len(run_ids) > 3 else ""
     return f"{len(run_ids)} of {num_runs} runs ({', '.join(run_ids[:3])}{more})"
+
+
+def saturation(sweep: Sweep) -> list[str]:
+    """Whether requests came faster than they were served: then each waits longer than the one before, and latencies say
+    how long the run was. Only where arrivals do not wait for answers (a request rate is configured)."""
+    finished = sweep.runs[sweep.runs["status"] == OK]
+    rates = [column for column in finished.columns if _RATE.search(column)]
+    open_loop = finished[finished[rates].notna().any(axis=1)] if rates else finished[:0]
+    requests = sweep.requests
+    if open_loop.empty or requests.empty:
+        return []
+    requests = requests[requests["warmup"].ne(True) & numbers(requests["ttft_s"]).notna()]
+    requests = requests.merge(open_loop[[*RUN_KEY, "point_id"]].drop_duplicates(RUN_KEY), on=RUN_KEY)
+    runs = requests.groupby(RUN_KEY, sort=False)
+    place = runs["arrival_s"].rank(method="first", pct=True)
+    thirds = {
+        name: requests[within].groupby(RUN_KEY, sort=False)["ttft_s"].median()
+        for name, within in (("first", place <= 1 / 3), ("last", place > 2 / 3))
+    }
+    ratio = (thirds["last"] / thirds["first"])[runs.size() >= _FEWEST_ARRIVALS].dropna()
+    points = open_loop.set_index(RUN_KEY)["point_id"].reindex(ratio.index)
+    by_point = ratio.groupby([ratio.index.get_level_values("sweep"), points.to_numpy()]).median()
+    grew = by_point[by_point >= SATURATED]
+    if grew.empty:
+        return []
+    return [
+        f"Saturation: in {len(grew)} of {len(by_point)} points with a request rate, the last third of requests waited "
+        f"{grew.min():.1f} to {grew.max():.1f} times as long for the first token as the first third: requests came "
+        "faster than they were served, so latencies there grow with the number of requests."
+    ]
 
 
 def drift(finished: pd.DataFrame) -> list[str]:
@@ -243,15 +278,16 @@ def _beyond_peaks(finished: pd.DataFrame) -> list[str]:
     return made
 
 
-def environment(sweep: Sweep) -> dict[str, dict[str, int]]:
-    """What the runs ran on: each env.* column without its prefix, its values as text, and how many runs had each."""
+def environment(sweep: Sweep, prefix: str = "env.") -> dict[str, dict[str, int]]:
+    """What the runs ran on: each env.* column without its prefix, its values as text, and how many runs had each; with
+    the prefix `design.`, how the sweep went about them."""
     made = {}
     for column in sweep.runs.columns:
-        if column.startswith("env."):
+        if column.startswith(prefix):
             values = sweep.runs[column].dropna()
             counts = values.map(str).value_counts(sort=False)
             if len(counts):
-                made[column.removeprefix("env.")] = {str(value): int(count) for value, count in counts.items()}
+                made[column.removeprefix(prefix)] = {str(value): int(count) for value, count in counts.items()}
     return made
 
 

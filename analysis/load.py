@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 
 from analysis.columns import RUN_KEY, TABLES
 
+_FEW_COLUMNS = 64
 _NUM_READERS = min(4, os.cpu_count() or 1)
 
 
@@ -187,7 +188,8 @@ def _frame(table: pa.Table, expected: Sequence[str]) -> pd.DataFrame:
     names = table.column_names
     order = ["sweep", *(c for c in expected if c != "sweep" and c in names)]
     order += [c for c in names if c not in set(order)]
-    frame = table.select(order).to_pandas()
+    # Columns one by one need not be copied together; very many of them are slow to add to, and pandas says so.
+    frame = table.select(order).to_pandas(split_blocks=len(order) <= _FEW_COLUMNS)
     missing = {c: pd.Series(None, index=frame.index, dtype="object") for c in expected if c not in frame.columns}
     if missing:
         frame = pd.concat([frame, pd.DataFrame(missing, index=frame.index)], axis=1)

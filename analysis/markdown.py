@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
+from analysis.answer import Answer, many, ratio_text
 from analysis.caveats import caveats, environment, is_restless
 from analysis.columns import POINT_KEY
 from analysis.load import Sweep
@@ -14,6 +15,8 @@ from analysis.metrics import DEFINITIONS, METRICS, Metric
 from analysis.naming import VARIANT, axes, format_value, short_names, varying
 from analysis.style import MAX_POINTS
 from analysis.summary import failures
+
+MAX_EFFECTS = 12
 
 CAPTIONS = {
     "output_throughput": "Output throughput of each point, fastest first: bars are means over repeats, whiskers reach "
@@ -34,19 +37,59 @@ TITLES = {
 }
 
 
-def markdown(sweep: Sweep, points: pd.DataFrame, plots: Mapping[str, str]) -> str:
+def markdown(sweep: Sweep, points: pd.DataFrame, plots: Mapping[str, str], found: Answer | None = None) -> str:
     """The whole report.
 
     Args:
         sweep: from `analysis.load`.
         points: from `analysis.points`.
         plots: name of each plot, and its file relative to the report.
+        found: from `analysis.answer.answer`; the report has no verdicts where None.
     """
     title = ", ".join(dict.fromkeys(points["sweep"])) or sweep.folders[0].resolve().name
-    parts = [f"# {title}", _swept(sweep, points), _results(points), _failed(sweep), _caveats(sweep, points)]
+    parts = [f"# {title}", *_sentences(found), _swept(sweep, points), _results(points), *_answers(found)]
+    parts += [_failed(sweep), _caveats(sweep, points)]
     parts += [_plot(name, file, points) for name, file in plots.items()]
     parts += [_environment(sweep), _definitions(points)]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _sentences(found: Answer | None) -> Sequence[str]:
+    return found.sentences if found else ()
+
+
+def _answers(found: Answer | None) -> list[str]:
+    """Verdicts on the main metric, and the effects, in short form: both under the heading of the results."""
+    if found is None or not found.verdicts:
+        return []
+    first = found.verdicts[0]
+    table = first.table
+    several = table["baseline"].nunique() > 1
+    rows = []
+    for _, row in table.iterrows():
+        ratio = ratio_text(row["ratio"], row["ratio_low"], row["ratio_high"])
+        against = [row["baseline"]] if several else []
+        rows.append([row["label"], *against, str(row["num_pairs"]), ratio, row["verdict"]])
+    base = "" if several else f" Against **{table['baseline'].iloc[0]}**."
+    floor = "" if math.isnan(first.noise_floor) else f" Noise floor, from A/A points: {100 * first.noise_floor:.1f} %."
+    head = ["point", *(["against"] if several else []), "pairs", "ratio [95 % interval]", "verdict"]
+    made = [f"### Verdicts\n\n{first.metric.heading}.{base}{floor}", _table(head, rows)]
+    if found.changes is not None:
+        changes = found.changes
+        size = changes["ratio"].astype(float).map(lambda ratio: abs(math.log(ratio)))
+        few = changes.loc[size.sort_values(ascending=False, kind="stable").index[:MAX_EFFECTS]].sort_index()
+        rows = [_effect(row) for _, row in few.iterrows()]
+        made.append("### Effects\n\n" + _table(("change", "ratio [95 % interval]", "n"), rows))
+        if len(few) < len(changes):
+            made.append(f"The {len(few)} largest of {len(changes)}.")
+    return made
+
+
+def _effect(row: pd.Series) -> list[str]:
+    what = f"`{row['knob']}` {row['reference']} → {row['value']}"
+    if row["kind"] == "interaction":
+        what += f" × `{row['knob2']}` {row['reference2']} → {row['value2']}"
+    return [what, ratio_text(row["ratio"], row["low"], row["high"]), str(row["n"])]
 
 
 def measured(points: pd.DataFrame) -> list[Metric]:
@@ -67,11 +110,6 @@ def failed_points(sweep: Sweep) -> list[tuple[str, str, str, str]]:
         (label, ", ".join(str(repeat) for repeat in repeats), str(status), reason)
         for (label, status, reason), repeats in grouped
     ]
-
-
-def many(count: int, noun: str) -> str:
-    """`1 point`, `2 points`."""
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def _swept(sweep: Sweep, points: pd.DataFrame) -> str:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import math
 
-from scipy import stats
+from scipy import special, stats
 
 # Two numbers have a spread in name only.
 MIN_PAIRS = 3
@@ -122,10 +122,14 @@ def _detectable_size(num_pairs: int, level: float, wanted: float) -> float:
 
 
 def _power(size: float, num_pairs: int, level: float) -> float:
-    # statsmodels takes a second to import.
-    from statsmodels.stats.power import TTestPower
-
+    # As statsmodels' TTestPower has it, whose every call looks the critical value up again: reports make thousands.
+    critical = _critical(num_pairs, level)
     # Beyond this the noncentral t is 1 to three digits or more, and further on it overflows.
-    if size * math.sqrt(num_pairs) > 10 + 3 * float(stats.t.isf(level, num_pairs - 1)):
+    if size * math.sqrt(num_pairs) > 10 + 3 * critical:
         return 1.0
-    return float(TTestPower().power(size, num_pairs, level, alternative="larger"))
+    return 1 - float(special.nctdtr(num_pairs - 1, size * math.sqrt(num_pairs), critical))
+
+
+@functools.cache
+def _critical(num_pairs: int, level: float) -> float:
+    return float(stats.t.isf(level, num_pairs - 1))

@@ -1,4 +1,5 @@
-"""`minivllm report FOLDER`: a table in the terminal, and `report.md` with `plots/*.png` in the sweep's folder."""
+"""`minivllm report FOLDER`: a table in the terminal, and in the sweep's folder `report.html`, one page that needs no
+network, and `report.md` with `plots/*.png`."""
 
 from __future__ import annotations
 
@@ -10,10 +11,12 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from analysis.answer import answer, many
 from analysis.caveats import caveats
 from analysis.load import load
-from analysis.markdown import failed_points, many, markdown, measured, range_text
+from analysis.markdown import failed_points, markdown, measured, range_text
 from analysis.metrics import METRICS
+from analysis.page import page
 from analysis.plots import write_plots
 from analysis.style import wrap
 from analysis.summary import points
@@ -42,8 +45,11 @@ def write_report(folder: str | Path, console: Console | None = None) -> Path:
     folder = Path(folder)
     sweep = load(folder)
     summary = points(sweep)
-    console = console or _console()
-    _print_table(console, folder, summary)
+    found = answer(sweep)
+    console = console or default_console()
+    print_table(console, folder, summary)
+    for line in found.sentences:
+        console.print(escape(line.replace("**", "")), soft_wrap=True)
     for label, repeats, status, reason in failed_points(sweep):
         console.print(f"[red]{escape(status)}[/]  {escape(f'{label} (repeat {repeats}): {reason}')}", soft_wrap=True)
     for line in caveats(sweep, summary):
@@ -51,24 +57,40 @@ def write_report(folder: str | Path, console: Console | None = None) -> Path:
     report = folder / "report.md"
     try:
         plots = write_plots(sweep, summary, folder / "plots")
-        text = markdown(sweep, summary, {name: path.relative_to(folder).as_posix() for name, path in plots.items()})
-        partial = report.with_name(".report.md.tmp")
-        partial.write_text(text, encoding="utf-8")
-        os.replace(partial, report)
+        text = markdown(
+            sweep, summary, {name: path.relative_to(folder).as_posix() for name, path in plots.items()}, found
+        )
+        _write(report, text)
+        _write(folder / "report.html", page(sweep, summary, found))
     except OSError as error:
         why = error.strerror or str(error)
         raise ValueError(f"folder={folder}: must be writable with room for a report: {why}") from error
     console.print(f"report  {escape(str(report))}", soft_wrap=True)
+    console.print(f"page    {escape(str(folder / 'report.html'))}", soft_wrap=True)
     return report
 
 
-def _console() -> Console:
+def _write(path: Path, text: str) -> None:
+    """Whole or not at all."""
+    partial = path.with_name(f".{path.name}.tmp")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, path)
+
+
+def default_console() -> Console:
+    """Standard output; wide where that is a file or a pipe."""
     console = Console(highlight=False)
     return console if console.is_terminal else Console(highlight=False, width=_PIPED_WIDTH)
 
 
-def _print_table(console: Console, folder: Path, summary: pd.DataFrame) -> None:
-    """As many metrics as the width has room for, the key ones first; the report has them all."""
+def print_table(console: Console, folder: Path, summary: pd.DataFrame) -> None:
+    """As many metrics as the width has room for, the key ones first; the report has them all.
+
+    Args:
+        console: where the table goes.
+        folder: named in its title.
+        summary: from `analysis.points`.
+    """
     finished = summary[summary["num_repeats"] > 0]
     failed = len(summary) - len(finished)
     head = f"{folder.resolve().name}: {many(len(summary), 'point')}, {failed} failed"

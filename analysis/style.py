@@ -21,6 +21,8 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from matplotlib.transforms import Bbox
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#7F7F7F")
+# The same hues where the paper is dark: blue and green lighter, black turned white.
+COLOURS_ON_DARK = ("#4BA3DC", "#F0783C", "#2CC498", "#DD96BC", "#EDB43C", "#8CCBF0", "#EEEEEE", "#A0A0A0")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "h", "<", ">", "p", "*")
 DASHES = ("solid", (0, (5, 1.5)), (0, (1, 1)), (0, (5, 1, 1, 1)))
 DPI = 160

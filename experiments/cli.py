@@ -37,8 +37,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         command.add_argument("overrides", nargs="*", metavar="OVERRIDE")
         command.add_argument("--dry-run", action="store_true", help="list the points and run nothing")
-    report = commands.add_parser("report", help="table, Markdown report and plots of a results folder")
+    report = commands.add_parser("report", help="table, web page, Markdown report and plots of a results folder")
     report.add_argument("folder", metavar="FOLDER")
+    report.add_argument("--terminal", action="store_true", help="verdicts and sparklines here, and no files")
     compare = commands.add_parser(
         "compare", help="each point against a baseline, or one sweep against another: ratio, interval, verdict"
     )
@@ -72,7 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         return print_report()
     if parsed.command == "report":
-        return _report(parsed.folder)
+        return _report(parsed.folder, terminal=parsed.terminal)
     if parsed.command == "compare":
         return _compare(parsed)
     return _sweep(parsed.overrides, single=parsed.command == "run", dry_run=parsed.dry_run)
@@ -130,11 +131,15 @@ def _run(plan: SweepPlan, console: Console, *, again: bool) -> int:
     return EXIT_OK if all(row["status"] == "ok" for row in swept.rows) else EXIT_FAILED
 
 
-def _report(folder: str) -> int:
+def _report(folder: str, *, terminal: bool) -> int:
     from analysis.report import write_report
+    from analysis.terminal import print_report
 
     try:
-        write_report(folder)
+        if terminal:
+            print_report(folder)
+        else:
+            write_report(folder)
     except (ValueError, OSError) as error:
         print(f"minivllm: {' '.join(str(error).split())}", file=sys.stderr)
         return EXIT_USAGE

@@ -209,7 +209,8 @@ def write_table(path: Path, table: pa.Table) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with open(temporary, "wb") as file:
-            pq.write_table(table, file)
+            # A dictionary of one value is a page more in each column: a quarter of the time that reading takes.
+            pq.write_table(table, file, use_dictionary=table.num_rows > 1)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)

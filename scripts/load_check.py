@@ -1,5 +1,7 @@
 #!/usr/bin/env python
-"""How long `analysis.load` takes on a large folder: by default 1,000 runs, a million requests and half a million steps.
+"""How long `analysis.load` and a report take on a large folder.
+
+By default it has 1,000 runs, a million requests and half a million steps.
 
     .venv/bin/python scripts/load_check.py
     .venv/bin/python scripts/load_check.py --folder runs/large --keep     # leave the folder for other trials
@@ -11,6 +13,7 @@ and each printed, since the first one waits for the disk.
 from __future__ import annotations
 
 import argparse
+import io
 import shutil
 import sys
 import tempfile
@@ -22,9 +25,12 @@ import pyarrow as pa
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+import pandas as pd
 import pyarrow.parquet as pq
+from rich.console import Console
 
 import analysis
+from analysis.report import write_report
 from experiments import tables
 
 SCHEDULERS = ("fcfs", "static", "priority", "sjf", "srpt")
@@ -83,7 +89,7 @@ def write_sweep(folder: Path, *, num_runs: int, num_requests: int, num_steps: in
         pq.write_table(_table(requests, tables.REQUESTS), folder / "requests" / f"{run_id}.parquet")
         pq.write_table(_table(steps, tables.STEPS), folder / "steps" / f"{run_id}.parquet")
         types = tables.column_types([config])
-        pq.write_table(tables.runs_table(row, config, types), folder / "runs" / f"{run_id}.parquet")
+        tables.write_table(folder / "runs" / f"{run_id}.parquet", tables.runs_table(row, config, types))
 
 
 def _table(columns: dict[str, object], schema: pa.Schema) -> pa.Table:
@@ -109,7 +115,14 @@ def main() -> None:
         sweep = analysis.load(folder)
         sizes = f"{len(sweep.runs):,} runs, {len(sweep.requests):,} requests, {len(sweep.steps):,} steps"
         print(f"load     {time.perf_counter() - start:6.2f} s  {sizes}", flush=True)
+
+    def report() -> pd.DataFrame:
+        # Its files are no part of the check, its time is.
+        write_report(folder, Console(file=io.StringIO()))
+        return sweep.runs
+
     for name, make in (
+        ("report", report),
         ("points", lambda: sweep.points()),
         ("compare", lambda: analysis.compare(sweep)),
         ("effects", lambda: analysis.effects(sweep)),

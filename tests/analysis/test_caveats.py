@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from analysis.caveats import caveats, contamination, drift
+import analysis
+from analysis.caveats import caveats, contamination, drift, saturation
 from analysis.columns import TABLES
 from analysis.load import Sweep
 from analysis.summary import points
@@ -151,3 +155,16 @@ def test_more_than_the_peak_is_named() -> None:
     sweep = _make_sweep(runs, [])
     said = "\n".join(caveats(sweep, points(sweep)))
     assert "MBU is above 1 in 1 of 2 runs" in said and "MFU is above" not in said
+
+
+@pytest.mark.parametrize(("grows", "rate", "expected"), [(True, 8.0, True), (False, 8.0, False), (True, None, False)])
+def test_waits_that_grow_with_open_loop_arrivals_are_named_saturation(
+    tmp_path: Path, make_sweep: Callable[..., Path], grows: bool, rate: float | None, expected: bool
+) -> None:
+    folder = make_sweep(tmp_path / "sweep", [{"size": 1, "workload.request_rate_rps": rate}], num_requests=30)
+    sweep = analysis.load(folder)
+    # The builder's waits grow with every request.
+    requests = sweep.requests if grows else sweep.requests.assign(ttft_s=0.1)
+    made = saturation(dataclasses.replace(sweep, requests=requests))
+    assert bool(made) == expected
+    assert all(line.startswith("Saturation: in 1 of 1 points") for line in made)

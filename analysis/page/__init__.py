@@ -1,0 +1,18 @@
+"""The report as one web page: everything inline, so that it opens from a file, without a network, and prints.
+
+| file | what |
+| --- | --- |
+| `document.py` | which sections there are, in which order, and the page around them |
+| `verdicts.py` | the first screen and the effects, as tables with a ratio plot in each row |
+| `forest.py` | such a table |
+| `sections.py` | tables: points, memory, resources, failures, environment |
+| `series.py`, `load_curves.py` | what the interactive plots draw |
+| `markup.py` | escaping, tables, figures |
+| `assets/` | the style sheet, and the script that draws the plots |
+"""
+
+from __future__ import annotations
+
+from analysis.page.document import page
+
+__all__ = ["page"]

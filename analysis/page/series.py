@@ -1,0 +1,240 @@
+"""What the interactive plots draw, as plain data: thinned, in the units of their axes, nulls where nothing is known.
+
+Plots with lines and labels are for a dozen points: the baseline and the fastest, as in `analysis.plots`. The frontier
+has a mark for all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from analysis.columns import OK, RUN_KEY
+from analysis.direction import direction_of
+from analysis.load import Sweep
+from analysis.metrics import THROUGHPUT, TTFT_P50, Metric
+from analysis.naming import attach, format_value
+from analysis.summary import numbers
+
+Spec = dict[str, Any]
+Looks = dict[str, int]
+
+# A curve of more places than a screen has pixels is only slow.
+MAX_PLACES = 240
+MAX_TIMELINES = 6
+
+
+def figures(values: Sequence[float] | np.ndarray | pd.Series, scale: float = 1.0) -> list[float | None]:
+    """JSON knows no NaN, and five digits are more than a plot shows."""
+    found = np.asarray(values, dtype=float) * scale
+    return [float(f"{value:.5g}") if np.isfinite(value) else None for value in found]
+
+
+def frontier(points: pd.DataFrame, metrics: Sequence[Metric], by_label: Looks) -> Spec | None:
+    """All metrics of all points that have a better direction; the page pairs any two."""
+    rows = points[points["num_repeats"] > 0]
+    chosen = []
+    for metric in metrics:
+        up = direction_of(metric.column).higher_is_better
+        values = rows[metric.column]
+        if up is not None and values.notna().sum() > 1 and values.nunique() > 1:
+            chosen.append((metric, up))
+    if len(rows) < 2 or len(chosen) < 2:
+        return None
+    names = [metric.column for metric, _ in chosen]
+    x = names.index(TTFT_P50.column) if TTFT_P50.column in names else 1
+    y = names.index(THROUGHPUT.column) if THROUGHPUT.column in names else 0
+    return {
+        "kind": "pareto",
+        "points": rows["label"].tolist(),
+        "looks": [by_label.get(label, -1) for label in rows["label"]],
+        "base": [bool(base) for base in rows["is_baseline"]],
+        "x": x,
+        "y": y if y != x else int(x == 0),
+        "metrics": [
+            {
+                "title": metric.title,
+                "label": metric.heading,
+                "up": up,
+                "mean": figures(rows[metric.column], metric.scale),
+                **{
+                    end: figures(_ends(rows, metric, part), metric.scale)
+                    for end, part in (("low", "min"), ("high", "max"))
+                },
+            }
+            for metric, up in chosen
+        ],
+    }
+
+
+def distributions(requests: pd.DataFrame, by_label: Looks) -> Spec | None:
+    """TTFT, TPOT and E2E: the share of requests at or under a latency.
+
+    Args:
+        requests: from `analysis.summary.measured_requests`.
+        by_label: points to show.
+    """
+    made: list[Spec] = []
+    groups = dict(list(requests[requests["label"].isin(by_label)].groupby("label", sort=False)))
+    for column, title in (("ttft_s", "TTFT"), ("tpot_s", "TPOT"), ("e2e_s", "E2E")):
+        series: list[Spec] = []
+        for name in by_label:
+            found = np.sort(numbers(groups[name][column]).dropna().to_numpy()) if name in groups else np.empty(0)
+            if len(found):
+                places = np.unique(np.linspace(0, len(found) - 1, MAX_PLACES).round().astype(int))
+                share = 100 * (places + 1) / len(found)
+                series.append(
+                    {
+                        "name": name,
+                        "look": by_label[name],
+                        "step": True,
+                        "x": figures([found[0], *found[places]], 1e3),
+                        "y": figures([0.0, *share]),
+                    }
+                )
+        if series:
+            made.append(
+                {
+                    "title": title,
+                    "height": 250,
+                    "x": {
+                        "label": f"{title} (ms)",
+                        "log": _is_wide([v for one in series for v in one["x"]]),
+                        "tight": True,
+                    },
+                    "y": {"label": "requests at or under (%)", "min": 0, "max": 100, "tight": True},
+                    "series": series,
+                }
+            )
+    return _panels(made, by_label)
+
+
+def timelines(sweep: Sweep, by_label: Looks) -> Spec | None:
+    """KV use, requests running and waiting, and tokens a step, over the first finished run of each point."""
+    runs = sweep.runs[sweep.runs["status"] == OK].drop_duplicates(["sweep", "point_id"])
+    steps = attach(sweep, sweep.steps.merge(runs[RUN_KEY], on=RUN_KEY), ["kv_blocks_total"])
+    steps = steps[~(numbers(steps["start_s"]) < 0)]
+    made: list[Spec] = []
+    for name in list(by_label)[:MAX_TIMELINES]:
+        rows = steps[steps["label"] == name].sort_values("step", kind="stable")
+        start = numbers(rows["start_s"]).to_numpy()
+        if len(rows) < 2 or not np.isfinite(start).any():
+            continue
+        time_s, total = start - np.nanmin(start), numbers(rows["kv_blocks_total"])
+        columns = {column: numbers(rows[column]) for column in _STEP_COLUMNS}
+        kinds: list[tuple[str, list[tuple[str, pd.Series, Spec]]]] = [
+            (
+                "KV blocks (% of pool)",
+                [
+                    ("used", 100 * columns["kv_blocks_used"] / total, {"look": 0, "area": True}),
+                    ("cached for reuse", 100 * columns["kv_blocks_cached"] / total, {"look": 4, "dots": True}),
+                ],
+            ),
+            (
+                "requests",
+                [
+                    ("running", columns["num_running"], {"look": 2, "area": True}),
+                    ("waiting", columns["num_waiting"], {"look": 1}),
+                ],
+            ),
+            (
+                "tokens a step",
+                [
+                    ("prefill", columns["num_prefill_tokens"], {"look": 5, "area": True}),
+                    ("decode", columns["num_decode_tokens"], {"look": 3}),
+                ],
+            ),
+        ]
+        for label, parts in kinds:
+            series = [
+                {"name": part, "step": True, **_thinned(time_s, values.to_numpy()), **look}
+                for part, values, look in parts
+                if values.notna().any()
+            ]
+            if series:
+                made.append(
+                    {
+                        "title": name,
+                        "height": 170,
+                        "x": {"label": "time since the first step (s)", "min": 0, "tight": True},
+                        "y": {"label": label, "min": 0},
+                        "series": series,
+                    }
+                )
+    seen = {part["name"]: part["look"] for panel in made for part in panel["series"]}
+    legend = [{"name": name, "look": look} for name, look in seen.items()]
+    return {"kind": "panels", "least": 290, "legend": legend, "panels": made} if made else None
+
+
+def _thinned(time_s: np.ndarray, values: np.ndarray) -> Spec:
+    """The largest value of each stretch of time: a peak is what one looks for, and a mean would hide it."""
+    if len(values) <= MAX_PLACES:
+        return {"x": figures(time_s), "y": figures(values)}
+    starts = np.unique(np.linspace(0, len(values), MAX_PLACES, endpoint=False).astype(int))
+    peaks = np.fmax.reduceat(values, starts)
+    return {"x": figures(time_s[starts]), "y": figures(peaks)}
+
+
+def interactions(tables: Sequence[tuple[str, str, Metric, pd.DataFrame]]) -> Spec | None:
+    """Lines of one knob over the values of another: parallel lines do not interact.
+
+    Args:
+        tables: (knob across, knob of the lines, metric, means with lines as rows and places as columns).
+    """
+    made: list[Spec] = []
+    for across, lines, metric, means in tables:
+        places = list(range(means.shape[1]))
+        made.append(
+            {
+                "title": f"{lines} × {across}",
+                "height": 240,
+                "x": {"label": across, "cats": [format_value(value) for value in means.columns]},
+                # Knobs multiply: where they do not interact, lines are parallel on a logarithmic axis.
+                "y": {"label": metric.heading, "log": True},
+                "series": [
+                    {
+                        "name": f"{lines}={format_value(row)}",
+                        "look": i,
+                        "mark": True,
+                        "x": places,
+                        "y": figures(values, metric.scale),
+                    }
+                    for i, (row, values) in enumerate(zip(means.index, means.to_numpy(dtype=float), strict=True))
+                ],
+            }
+        )
+    if not made:
+        return None
+    legend = [{"name": one["name"], "look": one["look"]} for panel in made for one in panel["series"]]
+    return {"kind": "panels", "least": 340, "legend": legend if len(made) == 1 else [], "panels": made}
+
+
+def _panels(made: list[Spec], by_label: Looks) -> Spec | None:
+    if not made:
+        return None
+    drawn = {one["name"] for panel in made for one in panel["series"]}
+    legend = [{"name": name, "look": look} for name, look in by_label.items() if name in drawn]
+    return {"kind": "panels", "legend": legend, "panels": made}
+
+
+def _ends(rows: pd.DataFrame, metric: Metric, part: str) -> pd.Series:
+    """The smallest or largest repeat; nothing for one repeat."""
+    return rows[f"{metric.column}_{part}"].where(rows["num_repeats"] > 1)
+
+
+def _is_wide(values: Sequence[float | None]) -> bool:
+    found = [value for value in values if value is not None]
+    return min(found) > 0 and max(found) > 10 * min(found)
+
+
+_STEP_COLUMNS = (
+    "kv_blocks_used",
+    "kv_blocks_cached",
+    "num_running",
+    "num_waiting",
+    "num_prefill_tokens",
+    "num_decode_tokens",
+)
