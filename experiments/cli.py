@@ -112,17 +112,21 @@ def _run(plan: SweepPlan, console: Console, *, again: bool) -> int:
     from experiments.sweep import run_sweep
 
     progress = Progress(console, plan.name)
-    try:
-        swept = run_sweep(plan, progress, again=again)
-    finally:
+
+    def report() -> None:
+        # The only place where the harness meets the analysis, and only through the folder.
+        from analysis.report import write_report
+
         progress.stop()
-    # The only place where the harness meets the analysis, and only through the folder.
-    from analysis.report import write_report
+        try:
+            write_report(plan.folder, console)
+        except ValueError as error:
+            raise ResultsError(one_line(error)) from error
 
     try:
-        write_report(plan.folder, console)
-    except ValueError as error:
-        raise ResultsError(one_line(error)) from error
+        swept = run_sweep(plan, progress, again=again, report=report)
+    finally:
+        progress.stop()
     line = overhead_line(swept.rows, swept.tracking_s)
     if line:
         console.print(line, style="dim", highlight=False)
