@@ -112,22 +112,18 @@ def plan_sweep(overrides: Sequence[str], *, default_experiment: str | None = Non
     last: dict[str, Any] = {}
     with hydra_config():
         for combination in expand(overrides, default_experiment=default_experiment):
-            config = compose_config(combination.overrides, repeat=combination.repeat)
-            for key in PLANNING:
-                del config[key]
-            config["experiment"] = combination.experiment
             if combination.experiment and combination.experiment not in experiments:
                 experiments.append(combination.experiment)
-            last = config
-            job = _job(config, combination)
+            job = make_job(combination)
+            last = job.config
             # Axes that come to the same config are one point.
             jobs.setdefault(job.run_id, job)
     if single and len(jobs) > 1:
         raise CommandError(f"minivllm run runs one point, these are {len(jobs)}; use minivllm sweep")
-    return _whole(last, experiments, jobs.values())
+    return plan_of(last, experiments, jobs.values())
 
 
-def _whole(config: Mapping[str, Any], experiments: Sequence[str], jobs: Iterable[Job]) -> SweepPlan:
+def plan_of(config: Mapping[str, Any], experiments: Sequence[str], jobs: Iterable[Job]) -> SweepPlan:
     """The settings of a sweep, which are those of any of its points."""
     settings = config["sweep"]
     timeout_s, name = settings["timeout_s"], settings["name"] or "+".join(experiments) or "run"
@@ -177,7 +173,16 @@ def rotation_stride(count: int) -> int:
     return min(coprime, key=lambda stride: abs(stride - wanted))
 
 
-def _job(config: dict[str, Any], combination: Combination) -> Job:
+def make_job(combination: Combination) -> Job:
+    """Compose a combination, within `hydra_config`.
+
+    Raises:
+        CommandError: a key or member that does not exist.
+    """
+    config = compose_config(combination.overrides, repeat=combination.repeat)
+    for key in PLANNING:
+        del config[key]
+    config["experiment"] = combination.experiment
     invalid = None
     try:
         freeze(config)

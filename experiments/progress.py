@@ -51,6 +51,16 @@ class Progress:
             self._task = self._live.add_task("", total=total, completed=complete)
             self._live.start()
 
+    def start_search(self, num_trials: int, num_points: int) -> None:
+        """Told once, instead of `start`: trials, and points that there are to choose from."""
+        self._console.print(f"{escape(self._name)}: {num_trials} trials of {num_points} points", highlight=False)
+
+    def found_more(self, total: int, complete: int, may_come: int = 0) -> None:
+        """As `start`, of the runs of the next trials."""
+        self._total += total
+        self._done += complete
+        self._open += may_come
+
     def needed_after_all(self) -> None:
         """A repeat that might have come does."""
         self._open -= 1
