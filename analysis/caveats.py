@@ -73,7 +73,7 @@ def caveats(sweep: Sweep, points: pd.DataFrame) -> list[str]:
         which = f"the baseline point ({', '.join(base['label'])}) did not finish"
         made.append(f"No speed-ups where {which if len(base) else f'no point is called {BASELINE}'}.")
     made += [*contamination(sweep), *saturation(sweep), *_repeats_by_need(finished), *drift(finished)]
-    made += [*_load_average(finished), *_sensors(finished), *_beyond_peaks(finished)]
+    made += [*_crowded(finished), *_load_average(finished), *_sensors(finished), *_beyond_peaks(finished)]
     differing = [name for name, values in environment(sweep).items() if len(values) > 1 and not is_restless(name)]
     if differing:
         made.append(f"The environment changed within the sweep: {', '.join(f'`{name}`' for name in differing)}.")
@@ -161,7 +161,9 @@ def drift(finished: pd.DataFrame) -> list[str]:
     parts of the data, so their t tests are put together as Stouffer does, and with Bonferroni over the metrics.
     """
     tests = []
-    for _, runs in finished.groupby("sweep", sort=False):
+    # Each machine has a clock and troubles of its own, and parts of a sweep that were put together count twice.
+    machine = _column(finished, "env.machine")
+    for _, runs in finished.groupby([finished["sweep"], machine], sort=False, dropna=False):
         for metric in METRICS:
             found = _drift_of(runs, metric.column) if metric.key and metric.column in runs else None
             if found is not None:
@@ -298,6 +300,19 @@ def is_restless(name: str) -> bool:
 
 def _column(table: pd.DataFrame, name: str) -> pd.Series:
     return table[name] if name in table else pd.Series(float("nan"), index=table.index)
+
+
+def _crowded(finished: pd.DataFrame) -> list[str]:
+    """Runs of the sweep itself beside each other."""
+    at_once = numbers(_column(finished, "design.num_at_once"))
+    crowded = finished[at_once.gt(1)]
+    if crowded.empty:
+        return []
+    names = ", ".join(sorted(set(crowded["design.launcher"].dropna())))
+    return [
+        f"{len(crowded)} of {len(finished)} runs ran up to {int(at_once.max())} at a time on one machine (launcher "
+        f"{names}): they disturb each other's times, so trust counts and quality, not speeds."
+    ]
 
 
 def _load_average(finished: pd.DataFrame) -> list[str]:

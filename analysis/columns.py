@@ -11,6 +11,7 @@ LATENCIES = ("ttft", "tpot", "itl", "e2e", "queue")
 _RUNS = (
     "schema_version sweep run_id point_id repeat order_index design.order design.order_seed "
     "design.min_repeats design.max_repeats design.repeat_metric design.relative_half_width design.cool_down_s "
+    "design.launcher design.num_at_once "
     "status error_type error_message started_at wall_s "
     "workload_sha256 num_requests num_prompt_tokens num_output_tokens duration_s "
     "request_throughput_rps output_throughput_tps total_throughput_tps "

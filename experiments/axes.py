@@ -21,7 +21,7 @@ from experiments.errors import CommandError, one_line
 from experiments.repeats import Repeats, repeats_rule
 
 # Keys that say which points there are, and are no part of any of them.
-PLANNING = ("axes", "variants", "repeats", "repeat_until")
+PLANNING = ("axes", "variants", "repeats", "repeat_until", "search")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -60,7 +60,7 @@ class Combination:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class _Experiment:
+class Experiment:
     """One experiment of a command line: its repeats and its axes."""
 
     name: str | None
@@ -68,10 +68,49 @@ class _Experiment:
     # Numbers of the repeats.
     rounds: tuple[int, ...]
     axes: tuple[Axis, ...]
+    # Overrides that all its points have.
+    fixed: tuple[str, ...]
+
+    def combination(self, choices: Sequence[Choice], repeat: int, *, several: bool = False) -> Combination:
+        """The point of one choice an axis.
+
+        Args:
+            choices: in the order of the axes.
+            repeat: which.
+            several: whether there are other experiments, so that its name belongs to the label.
+        """
+        head = (f"experiment={self.name}",) if self.name else ()
+        # The command line first: a variant leaves its part out of whatever base the command line chose.
+        varied = tuple(o for choice in choices for o in choice.overrides)
+        labels = [choice.label for axis, choice in zip(self.axes, choices, strict=True) if len(axis.choices) > 1]
+        return Combination(
+            experiment=self.name,
+            repeat=repeat,
+            label=" ".join([str(self.name)] * several + labels),
+            overrides=(*head, *self.fixed, *varied),
+            repeats=self.rule,
+        )
 
 
 def expand(overrides: Sequence[str], *, default_experiment: str | None = None) -> list[Combination]:
     """All combinations that a command line asks for, repeat by repeat, each in the order of the axes.
+
+    Args, Raises: as `read_experiments`.
+    """
+    plans = read_experiments(overrides, default_experiment=default_experiment)
+    # Repeat is slowest even across experiments: a comparison of two experiments drifts as little as one of two points.
+    last = max((repeat for plan in plans for repeat in plan.rounds), default=-1)
+    found = []
+    for repeat in range(last + 1):
+        for plan in plans:
+            if repeat in plan.rounds:
+                chosen = itertools.product(*(axis.choices for axis in plan.axes))
+                found += [plan.combination(choices, repeat, several=len(plans) > 1) for choices in chosen]
+    return found
+
+
+def read_experiments(overrides: Sequence[str], *, default_experiment: str | None = None) -> list[Experiment]:
+    """What a command line asks for, before it is multiplied out.
 
     Args:
         overrides: as given on the command line.
@@ -95,6 +134,8 @@ def expand(overrides: Sequence[str], *, default_experiment: str | None = None) -
             repeats = tuple(_whole(v, text) for v in _values(override))
         elif key == "variant":
             variants = _values(override)
+        elif override.is_sweep_override() and key.startswith("search"):
+            raise CommandError(f"{text}: a search has one setting of each of its own keys")
         elif override.is_sweep_override():
             prefix = override.get_key_element()
             labels = _values(override)
@@ -103,15 +144,7 @@ def expand(overrides: Sequence[str], *, default_experiment: str | None = None) -
         else:
             fixed.append(text)
 
-    plans = [_plan(name, fixed, swept, repeats, variants) for name in experiments]
-    # Repeat is slowest even across experiments: a comparison of two experiments drifts as little as one of two points.
-    last = max((repeat for plan in plans for repeat in plan.rounds), default=-1)
-    found = []
-    for repeat in range(last + 1):
-        for plan in plans:
-            if repeat in plan.rounds:
-                found += _multiply(plan, repeat, fixed, several=len(experiments) > 1)
-    return found
+    return [_plan(name, fixed, swept, repeats, variants) for name in experiments]
 
 
 def _plan(
@@ -120,7 +153,7 @@ def _plan(
     swept: Sequence[Axis],
     repeats: tuple[int, ...] | None,
     picked: Sequence[str] | None,
-) -> _Experiment:
+) -> Experiment:
     """An experiment's own repeats and axes, unless the command line speaks of the same key."""
     chosen = [f"experiment={experiment}"] if experiment else []
     config = compose_raw([*chosen, *(text for text in fixed if text.startswith(("repeats=", "repeat_until")))])
@@ -144,7 +177,7 @@ def _plan(
                 f"repeat={','.join(map(str, repeats))}: names the repeats, and repeat_until decides on them; give one"
             )
         rule, rounds = Repeats(least=len(repeats), most=len(repeats)), repeats
-    return _Experiment(name=experiment, rule=rule, rounds=rounds, axes=(*axes, *swept))
+    return Experiment(name=experiment, rule=rule, rounds=rounds, axes=(*axes, *swept), fixed=tuple(fixed))
 
 
 def _axis(key: str, values: Any, where: str) -> Axis:
@@ -165,25 +198,6 @@ def _variants(variants: Any, where: str) -> dict[str, Choice]:
             raise CommandError(f"{where}: variants: the name {name!r} stands twice")
         overrides = tuple(str(o) for o in variant.get("overrides") or ())
         found[name] = Choice(label=name, overrides=(*overrides, f"variant={_text(name)}"))
-    return found
-
-
-def _multiply(plan: _Experiment, repeat: int, fixed: Sequence[str], *, several: bool) -> list[Combination]:
-    head = (f"experiment={plan.name}",) if plan.name else ()
-    found = []
-    for choices in itertools.product(*(axis.choices for axis in plan.axes)):
-        # The command line first: a variant leaves its part out of whatever base the command line chose.
-        varied = tuple(o for choice in choices for o in choice.overrides)
-        labels = [choice.label for axis, choice in zip(plan.axes, choices, strict=True) if len(axis.choices) > 1]
-        found.append(
-            Combination(
-                experiment=plan.name,
-                repeat=repeat,
-                label=" ".join([str(plan.name)] * several + labels),
-                overrides=(*head, *fixed, *varied),
-                repeats=plan.rule,
-            )
-        )
     return found
 
 

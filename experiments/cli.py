@@ -5,13 +5,16 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from experiments.plan import SweepPlan
+    from experiments.progress import Progress
+    from experiments.sweep import Swept
 
 _OVERRIDES = """\
 overrides are Hydra's: group=member (scheduler=static), key=value (cache.block_size=8), +key=value for an argument
@@ -31,6 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for name, what in (
         ("run", "run one point, even if it is complete already"),
         ("sweep", "run every point of a sweep that is not complete (experiment=quickstart where none is named)"),
+        ("search", "run some points of a sweep, each chosen by what the others gave (search.num_trials=20)"),
     ):
         command = commands.add_parser(
             name, help=what, epilog=_OVERRIDES, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -76,10 +80,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _report(parsed.folder, terminal=parsed.terminal)
     if parsed.command == "compare":
         return _compare(parsed)
-    return _sweep(parsed.overrides, single=parsed.command == "run", dry_run=parsed.dry_run)
+    return _sweep(parsed.overrides, command=parsed.command, dry_run=parsed.dry_run)
 
 
-def _sweep(overrides: Sequence[str], *, single: bool, dry_run: bool) -> int:
+def _sweep(overrides: Sequence[str], *, command: str, dry_run: bool) -> int:
     from rich.console import Console
 
     from experiments.errors import CommandError, ResultsError
@@ -87,7 +91,10 @@ def _sweep(overrides: Sequence[str], *, single: bool, dry_run: bool) -> int:
 
     # What is assumed of a file or pipe, which has no width of its own.
     console = Console() if sys.stdout.isatty() else Console(width=160)
+    single = command == "run"
     try:
+        if command == "search":
+            return _search(overrides, console, dry_run=dry_run)
         plan = plan_sweep(overrides, default_experiment=None if single else "quickstart", single=single)
         if dry_run:
             for job in plan.jobs:
@@ -107,27 +114,60 @@ def _sweep(overrides: Sequence[str], *, single: bool, dry_run: bool) -> int:
 
 
 def _run(plan: SweepPlan, console: Console, *, again: bool) -> int:
-    from experiments.errors import ResultsError, one_line
     from experiments.progress import Progress
-    from experiments.summary import overhead_line
     from experiments.sweep import run_sweep
 
     progress = Progress(console, plan.name)
     try:
-        swept = run_sweep(plan, progress, again=again)
+        swept = run_sweep(plan, progress, again=again, report=_reporter(plan.folder, progress, console))
     finally:
         progress.stop()
-    # The only place where the harness meets the analysis, and only through the folder.
-    from analysis.report import write_report
+    return _conclude(swept, plan.folder, console)
 
+
+def _search(overrides: Sequence[str], console: Console, *, dry_run: bool) -> int:
+    from experiments.progress import Progress
+    from experiments.search import plan_search, run_search
+
+    plan = plan_search(overrides, default_experiment="quickstart")
+    if dry_run:
+        for axis in plan.experiment.axes:
+            listed = ", ".join(choice.label.removeprefix(f"{axis.key}=") for choice in axis.choices)
+            console.print(f"{axis.key}: {listed}", highlight=False, markup=False, soft_wrap=True)
+        console.print(f"{plan.settings.num_trials} trials of {plan.num_points} points", highlight=False)
+        return EXIT_OK
+    progress = Progress(console, plan.sweep.name)
     try:
-        write_report(plan.folder, console)
-    except ValueError as error:
-        raise ResultsError(one_line(error)) from error
+        found = run_search(plan, progress, report=_reporter(plan.sweep.folder, progress, console))
+    finally:
+        progress.stop()
+    for line in found.best:
+        console.print(f"best    {line}", highlight=False, markup=False, soft_wrap=True)
+    return _conclude(found.swept, plan.sweep.folder, console)
+
+
+def _reporter(folder: Path, progress: Progress, console: Console) -> Callable[[], None]:
+    def report() -> None:
+        # The only place where the harness meets the analysis, and only through the folder.
+        from analysis.report import write_report
+        from experiments.errors import ResultsError, one_line
+
+        progress.stop()
+        try:
+            write_report(folder, console)
+        except ValueError as error:
+            raise ResultsError(one_line(error)) from error
+
+    return report
+
+
+def _conclude(swept: Swept, folder: Path, console: Console) -> int:
+    from experiments.summary import overhead_line
+
     line = overhead_line(swept.rows, swept.tracking_s)
     if line:
         console.print(line, style="dim", highlight=False)
-    console.print(f"tables  {plan.folder}", highlight=False, markup=False, soft_wrap=True)
+    console.print(f"tables  {folder}", highlight=False, markup=False, soft_wrap=True)
     return EXIT_OK if all(row["status"] == "ok" for row in swept.rows) else EXIT_FAILED
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -38,10 +39,14 @@ class Ended:
     unwritable: str | None = None
 
 
-class Launcher:
-    """One run at a time: two would spoil each other's times."""
+class Children:
+    """Fresh children of this process. Threads may share it, each waiting for a child of its own."""
 
     def __init__(self) -> None:
+        # multiprocessing reaps any child whenever another starts, and of two that reap at once one reads a wrong code.
+        self._lock = threading.RLock()
+        self._running: set[BaseProcess] = set()
+        self._closed = False
         method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
         self._context: Any = multiprocessing.get_context(method)
         if method == "forkserver":
@@ -79,43 +84,61 @@ class Launcher:
         """Run to the end, or to the end of its time. The child is gone when this returns or raises."""
         receiver, sender = self._context.Pipe(duplex=False)
         process = self._context.Process(target=child_main, args=(order, sender), daemon=True)
-        process.start()
+        with self._lock:
+            if self._closed:
+                raise InterruptedError("the sweep is over")
+            process.start()
+            self._running.add(process)
         # With our copy closed, the pipe ends when the child does.
         sender.close()
         try:
-            return _listen(process, receiver, timeout_s, on_progress)
+            return self._listen(process, receiver, timeout_s, on_progress)
         finally:
-            _kill(process)
+            with self._lock:
+                self._running.discard(process)
+                _kill(process)
             receiver.close()
+
+    def close(self) -> None:
+        """End what still runs, and start nothing more."""
+        with self._lock:
+            self._closed = True
+            for process in self._running:
+                _kill(process)
+
+    def _listen(
+        self, process: BaseProcess, receiver: connection.Connection, timeout_s: float, on_progress: OnProgress
+    ) -> Ended:
+        deadline_s = time.monotonic() + timeout_s
+        while True:
+            left_s = deadline_s - time.monotonic()
+            if left_s <= 0 or not receiver.poll(left_s):
+                message = f"no result after {timeout_s:g} s (sweep.timeout_s)"
+                return Ended(status="timeout", error_type="Timeout", error_message=message)
+            try:
+                kind, *content = receiver.recv()
+            except (EOFError, ConnectionResetError):
+                return _crashed(self._exit_code(process))
+            if kind == "progress":
+                on_progress(*content)
+            elif kind == "unwritable":
+                return Ended(unwritable=content[0])
+            else:
+                self._exit_code(process)
+                return Ended(row=content[0])
+
+    def _exit_code(self, process: BaseProcess) -> int | None:
+        """Of a child that has sent its last word; None where it lingers."""
+        connection.wait([process.sentinel], timeout=5)
+        with self._lock:
+            return process.exitcode
 
 
 def _nothing() -> None:
     pass
 
 
-def _listen(process: BaseProcess, receiver: connection.Connection, timeout_s: float, on_progress: OnProgress) -> Ended:
-    deadline_s = time.monotonic() + timeout_s
-    while True:
-        left_s = deadline_s - time.monotonic()
-        if left_s <= 0 or not receiver.poll(left_s):
-            message = f"no result after {timeout_s:g} s (sweep.timeout_s)"
-            return Ended(status="timeout", error_type="Timeout", error_message=message)
-        try:
-            kind, *content = receiver.recv()
-        except (EOFError, ConnectionResetError):
-            return _crashed(process)
-        if kind == "progress":
-            on_progress(*content)
-        elif kind == "unwritable":
-            return Ended(unwritable=content[0])
-        else:
-            process.join(timeout=5)
-            return Ended(row=content[0])
-
-
-def _crashed(process: BaseProcess) -> Ended:
-    process.join(timeout=5)
-    code = process.exitcode
+def _crashed(code: int | None) -> Ended:
     if code is not None and code < 0:
         name = signal.Signals(-code).name
         hint = ": most likely out of memory" if -code == signal.SIGKILL else ""

@@ -90,6 +90,7 @@ class SweepPlan:
     folder: Path
     timeout_s: float
     tracker: Component
+    launcher: Component
     design: Design
     # In the order in which they run.
     jobs: tuple[Job, ...]
@@ -108,22 +109,23 @@ def plan_sweep(overrides: Sequence[str], *, default_experiment: str | None = Non
     """
     jobs: dict[str, Job] = {}
     experiments: list[str] = []
-    settings: dict[str, Any] = {}
-    tracking: dict[str, Any] = {}
+    last: dict[str, Any] = {}
     with hydra_config():
         for combination in expand(overrides, default_experiment=default_experiment):
-            config = compose_config(combination.overrides, repeat=combination.repeat)
-            for key in PLANNING:
-                del config[key]
-            config["experiment"] = combination.experiment
             if combination.experiment and combination.experiment not in experiments:
                 experiments.append(combination.experiment)
-            settings, tracking = config["sweep"], dict(config["tracking"])
-            job = _job(config, combination)
+            job = make_job(combination)
+            last = job.config
             # Axes that come to the same config are one point.
             jobs.setdefault(job.run_id, job)
     if single and len(jobs) > 1:
         raise CommandError(f"minivllm run runs one point, these are {len(jobs)}; use minivllm sweep")
+    return plan_of(last, experiments, jobs.values())
+
+
+def plan_of(config: Mapping[str, Any], experiments: Sequence[str], jobs: Iterable[Job]) -> SweepPlan:
+    """The settings of a sweep, which are those of any of its points."""
+    settings = config["sweep"]
     timeout_s, name = settings["timeout_s"], settings["name"] or "+".join(experiments) or "run"
     if not isinstance(timeout_s, (int, float)) or isinstance(timeout_s, bool) or timeout_s <= 0:
         raise CommandError(f"sweep.timeout_s={timeout_s!r}: must be above 0")
@@ -134,10 +136,15 @@ def plan_sweep(overrides: Sequence[str], *, default_experiment: str | None = Non
         name=str(name),
         folder=Path(settings["folder"]).absolute() / str(name),
         timeout_s=timeout_s,
-        tracker=Component(target=tracking.pop("_target_"), kwargs=tracking),
+        tracker=_component(config["tracking"]),
+        launcher=_component(config["launcher"]),
         design=design,
-        jobs=tuple(arrange(jobs.values(), design)),
+        jobs=tuple(arrange(jobs, design)),
     )
+
+
+def _component(node: Mapping[str, Any]) -> Component:
+    return Component(target=node["_target_"], kwargs={key: node[key] for key in node if key != "_target_"})
 
 
 def arrange(jobs: Iterable[Job], design: Design) -> list[Job]:
@@ -166,7 +173,16 @@ def rotation_stride(count: int) -> int:
     return min(coprime, key=lambda stride: abs(stride - wanted))
 
 
-def _job(config: dict[str, Any], combination: Combination) -> Job:
+def make_job(combination: Combination) -> Job:
+    """Compose a combination, within `hydra_config`.
+
+    Raises:
+        CommandError: a key or member that does not exist.
+    """
+    config = compose_config(combination.overrides, repeat=combination.repeat)
+    for key in PLANNING:
+        del config[key]
+    config["experiment"] = combination.experiment
     invalid = None
     try:
         freeze(config)

@@ -15,14 +15,25 @@ from minivllm.config import CacheConfig, Component, EngineConfig, ExecutionConfi
 from minivllm.sampling_params import SamplingParams
 
 # The keys of a resolved config; anything else was added by mistake.
-GROUPS = ("model", "scheduler", "cache", "attention", "execution", "workload", "sampling", "slo", "tracking")
+GROUPS = (
+    "model",
+    "scheduler",
+    "cache",
+    "attention",
+    "execution",
+    "workload",
+    "sampling",
+    "slo",
+    "tracking",
+    "launcher",
+)
 ROOT_KEYS = (
     *GROUPS,
     *("seed", "repeat", "num_warmup_requests", "price_per_hour"),
     *("experiment", "variant", "label", "sweep", "choices"),
 )
 # What changes no result, or only says where it goes and which measurement of it this is.
-NO_IDENTITY = ("repeat", "price_per_hour", "tracking", "sweep", "choices", "hydra")
+NO_IDENTITY = ("repeat", "price_per_hour", "tracking", "launcher", "sweep", "choices", "hydra")
 ASSETS = Path(__file__).resolve().parent / "assets"
 _ASSETS_PREFIX = "experiments/assets/"
 _SAMPLING_KEYS = frozenset(f.name for f in dataclasses.fields(SamplingParams)) - {"max_tokens", "seed", "n", "logprobs"}

@@ -28,7 +28,9 @@ class Progress:
         self._total = self._done = self._ran = 0
         # Repeats that may still come, where their points turn out too uncertain.
         self._open = 0
-        self._ran_s = self._started_s = 0.0
+        self._ran_s = 0.0
+        # Run id -> when it started, of those that run now.
+        self._running: dict[str, float] = {}
 
     def start(self, total: int, complete: int, may_come: int = 0) -> None:
         """Told once: runs that there will be, those that are complete already, and those that there may be besides."""
@@ -48,6 +50,16 @@ class Progress:
             )
             self._task = self._live.add_task("", total=total, completed=complete)
             self._live.start()
+
+    def start_search(self, num_trials: int, num_points: int) -> None:
+        """Told once, instead of `start`: trials, and points that there are to choose from."""
+        self._console.print(f"{escape(self._name)}: {num_trials} trials of {num_points} points", highlight=False)
+
+    def found_more(self, total: int, complete: int, may_come: int = 0) -> None:
+        """As `start`, of the runs of the next trials."""
+        self._total += total
+        self._done += complete
+        self._open += may_come
 
     def needed_after_all(self) -> None:
         """A repeat that might have come does."""
@@ -69,31 +81,33 @@ class Progress:
         self._console.print(f"enough    {label}: {why}", highlight=False, markup=False, soft_wrap=True)
 
     def resting(self, job: Job) -> None:
-        self._job = job
-        self._show("cooling down")
+        self._show(job, "cooling down")
 
     def point_started(self, job: Job) -> None:
-        self._job, self._started_s = job, time.monotonic()
-        self._show("loading")
+        self._running[job.run_id] = time.monotonic()
+        self._show(job, "loading")
 
-    def within_point(self, done: int, total: int, tokens_per_s: float) -> None:
-        self._show(f"{done}/{total} requests, {tokens_per_s:,.0f} tok/s")
+    def within_point(self, job: Job, done: int, total: int, tokens_per_s: float) -> None:
+        self._show(job, f"{done}/{total} requests, {tokens_per_s:,.0f} tok/s")
 
-    def _show(self, now: str) -> None:
+    def _show(self, job: Job, now: str) -> None:
         if self._live is None:
             return
         left = "?"
         if self._ran:
-            seconds = self._ran_s / self._ran * (self._total - self._done)
+            at_once = max(1, len(self._running))
+            seconds = self._ran_s / self._ran * (self._total - self._done) / at_once
             left = f"{int(seconds // 60)}:{int(seconds % 60):02d}"
-        label = self._job.label or self._job.run_id
+        label = job.label or job.run_id
         more = f", {self._open} more repeats may come" if self._open else ""
-        self._live.update(self._task, description=f"{label} r{self._job.repeat}: {now}; {left} left{more}")
+        self._live.update(self._task, description=f"{label} r{job.repeat}: {now}; {left} left{more}")
 
     def point_ended(self, job: Job, row: Mapping[str, Any]) -> None:
         self._done += 1
         self._ran += 1
-        self._ran_s += time.monotonic() - self._started_s
+        # One that ran elsewhere tells by its row.
+        started_s = self._running.pop(job.run_id, None)
+        self._ran_s += row["wall_s"] if started_s is None else time.monotonic() - started_s
         if row["status"] == "ok":
             what = f"{row['output_throughput_tps'] or 0:,.0f} tok/s, TTFT p50 {row['ttft_p50_s'] or 0:.3f} s"
             style = "default"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -74,17 +74,24 @@ class ResultsFolder:
     def log_path(self, run_id: str) -> Path:
         return self.path / "logs" / f"{run_id}.log"
 
-    def clean(self, warn: Warn) -> None:
-        """Remove what killed runs left: temporary files, and tables without a row. Corrupt files are set aside."""
+    def clean(self, warn: Warn, *, running: Collection[str] = ()) -> None:
+        """Remove what killed runs left: temporary files, and tables without a row. Corrupt files are set aside.
+
+        Args:
+            warn: is told of those.
+            running: run ids that are being written elsewhere, and are left alone.
+        """
         with self.guarded():
             for leftover in self.path.glob("*/.*.tmp"):
-                leftover.unlink()
+                # As `tables.write_table` names it.
+                if leftover.name[1:].partition(".")[0] not in running:
+                    leftover.unlink()
             for table in ("runs", *_WITH_RUN):
                 for path in sorted((self.path / table).glob("*.parquet")):
                     self._set_aside_if_corrupt(path, warn)
             for table in _WITH_RUN:
                 for path in (self.path / table).glob("*.parquet"):
-                    if not self.table_path("runs", path.stem).exists():
+                    if path.stem not in running and not self.table_path("runs", path.stem).exists():
                         path.unlink()
 
     def _set_aside_if_corrupt(self, path: Path, warn: Warn) -> None:
@@ -96,14 +103,17 @@ class ResultsFolder:
             os.replace(path, aside)
             warn(f"{path}: not readable as parquet ({one_line(error, 80)}); moved to {aside}, its run starts again")
 
+    def row(self, run_id: str) -> dict[str, Any] | None:
+        """The row of a run, however it ended."""
+        path = self.table_path("runs", run_id)
+        found: dict[str, Any] | None = tables.read_table(path).to_pylist()[0] if path.exists() else None
+        return found
+
     def complete_row(self, run_id: str) -> dict[str, Any] | None:
         """The row of a run that ended well, with all its tables; None where it is still to be done."""
-        path = self.table_path("runs", run_id)
-        if not path.exists():
-            return None
-        row: dict[str, Any] = tables.read_table(path).to_pylist()[0]
+        row = self.row(run_id)
         whole = all(self.table_path(table, run_id).exists() for table in ("requests", "steps"))
-        return row if row["status"] == "ok" and whole else None
+        return row if row is not None and row["status"] == "ok" and whole else None
 
     def order_indices(self) -> dict[str, int]:
         """Run id -> place in the order of running, of all runs that have a row."""

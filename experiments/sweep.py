@@ -1,17 +1,21 @@
-"""The main job: run every point of a plan that is not complete yet, one after the other, and keep a row of each."""
+"""The main job: run every point of a plan that is not complete yet, and keep a row of each.
+
+Runs go to the launcher in waves. A wave is as many of the next jobs as can be decided on: whether a repeat by need runs
+depends on the finished tables of its point's earlier repeats, and on nothing else, however many run at a time.
+"""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from datetime import datetime, timezone
 from typing import Any
 
-from experiments import environment, peaks, tables
-from experiments.child import Order
+from experiments import tables
 from experiments.errors import CommandError, one_line
-from experiments.launch import Ended, Launcher
+from experiments.launchers.base import Done, Launcher, Site, Task
 from experiments.plan import Job, SweepPlan
 from experiments.progress import Progress
 from experiments.repeats import relative_half_width
@@ -27,99 +31,162 @@ class Swept:
     tracking_s: tuple[float, ...]
 
 
-def run_sweep(plan: SweepPlan, progress: Progress, *, again: bool = False) -> Swept:
+def run_sweep(
+    plan: SweepPlan, progress: Progress, *, again: bool = False, report: Callable[[], None] | None = None
+) -> Swept:
     """Run a plan.
 
     Args:
         plan: what to run.
         progress: who is told.
         again: run also what is complete.
+        report: called when all have run, before the tracker gets the sweep as a whole.
 
     Raises:
-        CommandError: the tracker cannot be made.
+        CommandError: the launcher or the tracker cannot be made.
         ResultsError: the results folder cannot be used. What was complete before stays so.
     """
-    launcher = Launcher()
-    launcher.warm()
+    with opened(plan, progress) as runner:
+        may_come = runner.take_up(plan.jobs, again=again)
+        todo = runner.num_todo(plan.jobs)
+        progress.start(len(plan.jobs) - may_come, len(plan.jobs) - todo, may_come)
+        rows = runner.run(plan.jobs, tables.column_types(job.config for job in plan.jobs), again=again)
+        if report is not None:
+            report()
+        runner.finish()
+        return Swept(rows=tuple(rows), tracking_s=tuple(runner.tracking_s))
+
+
+@contextmanager
+def opened(plan: SweepPlan, progress: Progress) -> Iterator[Runner]:
+    """Hold a plan's folder, and end with all that was started in it."""
     results = ResultsFolder(plan.folder)
     with results.held():
-        results.clean(progress.warn)
-        tracker = _make_tracker(plan, results)
+        site = Site(
+            folder=results.path,
+            timeout_s=plan.timeout_s,
+            cool_down_s=plan.design.cool_down_s,
+            measure_peaks=plan.design.measure_peaks,
+        )
         try:
-            return _Sweep(plan, progress, results, launcher, tracker).run(again)
-        finally:
-            tracker.close()
+            launcher: Launcher = plan.launcher.make("launcher", site=site, listener=progress)
+            with closing(launcher):
+                results.clean(progress.warn, running=launcher.running())
+                tracker: Tracker = plan.tracker.make("tracking", folder=results.path, sweep=plan.name)
+                with closing(tracker):
+                    yield Runner(plan, progress, results, launcher, tracker)
+        except CommandError:
+            raise
+        except ValueError as error:
+            raise CommandError(one_line(error)) from error
 
 
-def _make_tracker(plan: SweepPlan, results: ResultsFolder) -> Tracker:
-    try:
-        tracker: Tracker = plan.tracker.make("tracking", folder=results.path, sweep=plan.name)
-    except ValueError as error:
-        raise CommandError(one_line(error)) from error
-    return tracker
+class Runner:
+    """Runs jobs of one sweep, as often as it is asked."""
 
-
-class _Sweep:
     def __init__(
         self, plan: SweepPlan, progress: Progress, results: ResultsFolder, launcher: Launcher, tracker: Tracker
     ) -> None:
         self._plan, self._progress, self._results = plan, progress, results
         self._launcher, self._tracker = launcher, tracker
-        self._types = tables.column_types(job.config for job in plan.jobs)
-        self._host = environment.host()
+        # Of every job that was ever taken up; None where it has not run.
         self._rows: dict[str, dict[str, Any] | None] = {}
-        self._peaks: dict[peaks.Place, dict[str, Any]] = {}
+        self._configs: dict[str, dict[str, Any]] = {}
         # Points that need no more repeats.
         self._settled: set[str] = set()
         self._repeats_of: dict[str, list[Job]] = {}
-        for job in plan.jobs:
-            self._repeats_of.setdefault(job.point_id, []).append(job)
+        self._told = False
+        self.tracking_s: list[float] = []
 
-    def run(self, again: bool) -> Swept:
-        jobs, rows = self._plan.jobs, self._rows
-        rows |= {job.run_id: None if again else self._results.complete_row(job.run_id) for job in jobs}
-        self._order = self._results.order_indices()
-        todo = [job for job in jobs if rows[job.run_id] is None]
-        may_come = sum(not job.needed for job in todo)
-        self._progress.start(len(jobs) - may_come, len(jobs) - len(todo), may_come)
-        tracking_s = []
-        if todo:
-            self._launcher.wait_until_warm()
-            self._measure_peaks(todo)
-        has_run = False
+    def take_up(self, jobs: Sequence[Job], *, again: bool = False) -> int:
+        """Look which of them are complete. Returns how many may come, where their points are too uncertain."""
         for job in jobs:
-            row = rows[job.run_id]
-            if row is None:
+            if job.run_id not in self._rows:
+                self._rows[job.run_id] = None if again else self._results.complete_row(job.run_id)
+                self._configs[job.run_id] = job.config
+                self._repeats_of.setdefault(job.point_id, []).append(job)
+        return sum(not job.needed and self._rows[job.run_id] is None for job in jobs)
+
+    def num_todo(self, jobs: Sequence[Job]) -> int:
+        return sum(self._rows[job.run_id] is None for job in jobs)
+
+    def run(self, jobs: Sequence[Job], types: dict[str, str], *, again: bool = False) -> list[dict[str, Any]]:
+        """Run what is not complete of jobs that were taken up.
+
+        Args:
+            jobs: in the order in which they run.
+            types: of the `cfg.*` columns.
+            again: run also what is complete.
+
+        Returns:
+            The rows of those that have one, in their order.
+        """
+        for job in jobs:
+            self._mirror(job.run_id)
+        if self._launcher.num_at_once > 1 and self.num_todo(jobs) > 1 and not self._told:
+            self._told = True
+            self._progress.warn(
+                f"launcher={self._launcher.name}: up to {self._launcher.num_at_once} points at a time share a machine "
+                "and disturb each other's times: trust counts and quality, not speeds"
+            )
+        left = deque(jobs)
+        while left:
+            tasks = [self._task(job, types, again) for job in self._next_wave(left)]
+            late = []
+            with closing(self._launched(tasks)) as launched:
+                for done in launched:
+                    job = done.task.job
+                    self._rows[job.run_id] = done.row
+                    self._progress.point_ended(job, done.row)
+                    if self._launcher.driver_disturbs:
+                        late.append(job.run_id)
+                    else:
+                        self._mirror(job.run_id)
+            for run_id in late:
+                self._mirror(run_id)
+        rows = (self._rows[job.run_id] for job in jobs)
+        return [row for row in rows if row is not None]
+
+    def finish(self) -> None:
+        """Show the sweep as a whole to the tracker."""
+        runs = [
+            Mirrored(run_id=run_id, config=self._configs[run_id], row=row) for run_id, row in self._rows.items() if row
+        ]
+        with self._warned(self._plan.name):
+            self._tracker.finish(runs)
+
+    def _launched(self, tasks: Sequence[Task]) -> Generator[Done, None, None]:
+        yield from self._launcher.run(tasks)
+
+    def _task(self, job: Job, types: dict[str, str], again: bool) -> Task:
+        row = {
+            "sweep": self._plan.name,
+            "run_id": job.run_id,
+            "point_id": job.point_id,
+            "repeat": job.repeat,
+            "design.launcher": self._launcher.name,
+            "design.num_at_once": self._launcher.num_at_once,
+        }
+        return Task(job=job, row=row | self._plan.design.columns | job.repeats.columns, column_types=types, again=again)
+
+    def _next_wave(self, left: deque[Job]) -> list[Job]:
+        """Take as many jobs off as can be decided on, and return those that are to run."""
+        wave: list[Job] = []
+        points: set[str] = set()
+        while left:
+            job = left[0]
+            if self._rows[job.run_id] is None:
                 if not job.needed:
+                    if job.point_id in points:
+                        break
                     if not self._is_wanted(job):
+                        left.popleft()
                         continue
                     self._progress.needed_after_all()
-                if has_run and self._plan.design.cool_down_s:
-                    self._progress.resting(job)
-                    time.sleep(self._plan.design.cool_down_s)
-                has_run = True
-                self._progress.point_started(job)
-                row = rows[job.run_id] = self._run(job)
-                self._progress.point_ended(job, row)
-            started_s = time.perf_counter()
-            self._mirror(job, row)
-            tracking_s.append(time.perf_counter() - started_s)
-        return Swept(rows=tuple(row for row in rows.values() if row is not None), tracking_s=tuple(tracking_s))
-
-    def _measure_peaks(self, todo: Iterable[Job]) -> None:
-        """Of every place where a run is to come and that the folder knows nothing of yet."""
-        if not self._plan.design.measure_peaks:
-            return
-        for place in {peaks.Place.of(job.config): None for job in todo if job.invalid is None}:
-            file, found = peaks.kept(self._results.path / "peaks", place, self._host)
-            if found is None:
-                found = self._launcher.measure_peaks(place)
-                if found is None:
-                    self._progress.warn(f"peaks of execution.device={place.device} are unknown: no MBU and no MFU")
-                    continue
-                with self._results.guarded():
-                    peaks.keep(file, place, found)
-            self._peaks[place] = found
+                points.add(job.point_id)
+                wave.append(job)
+            left.popleft()
+        return wave
 
     def _is_wanted(self, job: Job) -> bool:
         """Whether the earlier repeats of a point, all of them on the disk, call for this one."""
@@ -143,63 +210,21 @@ class _Sweep:
         self._progress.no_more_repeats(job, spared, why)
         return False
 
-    def _next_order_index(self, run_id: str) -> int:
-        """Place in the order of running, over all launches of the sweep; a run that is done again gets a new one."""
-        index = 1 + max((index for other, index in self._order.items() if other != run_id), default=-1)
-        self._order[run_id] = index
-        return index
+    def _mirror(self, run_id: str) -> None:
+        """Show a run to the tracker."""
+        row = self._rows[run_id]
+        if row is None:
+            return
+        started_s = time.perf_counter()
+        with self._warned(run_id):
+            self._tracker.record(Mirrored(run_id=run_id, config=self._configs[run_id], row=row))
+        self.tracking_s.append(time.perf_counter() - started_s)
 
-    def _run(self, job: Job) -> dict[str, Any]:
-        """Run one job; returns its row, which is on the disk."""
-        self._results.write_config(job.run_id, job.config)
-        base = self._host | {
-            "sweep": self._plan.name,
-            "run_id": job.run_id,
-            "point_id": job.point_id,
-            "repeat": job.repeat,
-            "order_index": self._next_order_index(job.run_id),
-        }
-        base |= self._plan.design.columns | job.repeats.columns
-        started_at_s = time.time()
-        if job.invalid is not None:
-            ended = Ended(status="invalid", error_type="ValueError", error_message=job.invalid)
-        else:
-            ended = self._launcher.run(
-                Order(
-                    config=job.config,
-                    row=base,
-                    column_types=self._types,
-                    folder=str(self._results.path),
-                    log=str(self._results.log_path(job.run_id)),
-                    started_at_s=started_at_s,
-                    peaks=self._peaks.get(peaks.Place.of(job.config)),
-                ),
-                timeout_s=self._plan.timeout_s,
-                on_progress=self._progress.within_point,
-            )
-        if ended.unwritable is not None:
-            raise self._results.unusable(ended.unwritable)
-        self._results.drop_empty_log(job.run_id)
-        if ended.row is not None:
-            return ended.row
-        row = (
-            base
-            | environment.moment()
-            | {
-                "status": ended.status,
-                "error_type": ended.error_type,
-                "error_message": ended.error_message,
-                "started_at": datetime.fromtimestamp(started_at_s, tz=timezone.utc),
-                "wall_s": time.time() - started_at_s,
-            }
-        )
-        self._results.write_failed(row, job.config, self._types)
-        return row
-
-    def _mirror(self, job: Job, row: dict[str, Any]) -> None:
-        """Show the run to the tracker. The tables are written: whatever happens to their mirror is a warning."""
+    @contextmanager
+    def _warned(self, what: str) -> Iterator[None]:
+        """The tables are written: whatever happens to their mirror is a warning."""
         try:
-            self._tracker.record(Mirrored(run_id=job.run_id, config=job.config, row=row))
+            yield
         # A mirror is other people's code and other people's servers.
         except Exception as error:  # noqa: BLE001
-            self._progress.warn(f"{job.run_id}: its tables are written, its mirror is not: {one_line(error, 200)}")
+            self._progress.warn(f"{what}: its tables are written, its mirror is not: {one_line(error, 200)}")

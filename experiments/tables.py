@@ -43,6 +43,9 @@ RUNS = pa.schema(
         *_fields("int64", "design.order_seed design.min_repeats design.max_repeats"),
         *_fields("string", "design.repeat_metric"),
         *_fields("double", "design.relative_half_width design.cool_down_s"),
+        # What started it, and how many runs may have shared its machine at one time.
+        *_fields("string", "design.launcher"),
+        *_fields("int64", "design.num_at_once"),
         # status: ok, error (raised), crashed (died), timeout, invalid (refused by its config).
         *_fields("string", "status error_type error_message"),
         pa.field("started_at", pa.timestamp("us", tz="UTC")),
@@ -72,7 +75,7 @@ RUNS = pa.schema(
         *_fields("double", "perplexity kl_mean_nats top1_agreement_fraction token_agreement_fraction"),
         *_fields("string", "env.git_sha"),
         *_fields("bool", "env.git_dirty"),
-        *_fields("string", "env.python env.torch env.triton env.transformers env.platform env.cpu"),
+        *_fields("string", "env.python env.torch env.triton env.transformers env.platform env.cpu env.machine"),
         *_fields("int64", "env.cpu_count env.threads"),
         # Of the last minute, when the run started and when its measurement was over.
         *_fields("double", "env.load_average env.load_average_end"),
@@ -142,8 +145,8 @@ def flatten(config: Mapping[str, Any]) -> dict[str, Any]:
             else:
                 flat[f"{prefix}{key}"] = json.dumps(value) if isinstance(value, (list, tuple)) else value
 
-    walk({k: v for k, v in config.items() if k not in ("choices", "sweep", "tracking")}, "cfg.")
-    members = {k: v for k, v in config["choices"].items() if k not in ("tracking", "experiment")}
+    walk({k: v for k, v in config.items() if k not in ("choices", "sweep", "tracking", "launcher")}, "cfg.")
+    members = {k: v for k, v in config["choices"].items() if k not in ("tracking", "launcher", "experiment")}
     walk(members, "cfg.")
     return flat
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -23,6 +23,10 @@ class Tracker(Protocol):
 
     def record(self, run: Mirrored) -> None:
         """Mirror a run. Called for complete runs of an earlier launch too: those that are mirrored are left alone."""
+        ...
+
+    def finish(self, runs: Sequence[Mirrored]) -> None:
+        """Mirror the sweep as a whole, its report included. Called once, when all of it lies in the folder."""
         ...
 
     def close(self) -> None: ...

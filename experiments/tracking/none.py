@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +17,9 @@ class NoTracker:
     sweep: str
 
     def record(self, run: Mirrored) -> None:
+        pass
+
+    def finish(self, runs: Sequence[Mirrored]) -> None:
         pass
 
     def close(self) -> None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 
 from experiments import measurement
@@ -52,6 +53,15 @@ class KilledForMemory(SchedulingPolicy):
 
     def order(self, state: SchedulerState, now_s: float) -> Sequence[RequestView]:
         os.kill(os.getpid(), signal.SIGKILL)
+        return super().order(state, now_s)
+
+
+class KillsItsJob(SchedulingPolicy):
+    """Ends the process that started the fork server, and so itself: of a cluster, its job."""
+
+    def order(self, state: SchedulerState, now_s: float) -> Sequence[RequestView]:
+        os.kill(psutil.Process(os.getppid()).ppid(), signal.SIGKILL)
+        time.sleep(3600)
         return super().order(state, now_s)
 
 

@@ -84,7 +84,8 @@ def start() -> Callable[..., subprocess.Popen[str]]:
     """`minivllm sweep ...` in a process and a process group of its own."""
 
     def call(folder: Path, *overrides: str, cwd: Path = HERE) -> subprocess.Popen[str]:
-        environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "kernels")])}
+        paths = [str(ROOT), str(ROOT / "kernels"), *filter(None, [os.environ.get("PYTHONPATH")])]
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
         command = [sys.executable, "-m", "experiments", "sweep", "experiment=null", *TINY, f"sweep.folder={folder}"]
         return subprocess.Popen(
             [*command, *overrides],

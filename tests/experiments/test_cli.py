@@ -1,16 +1,14 @@
-"""What the command line answers, and how W&B mirrors a sweep."""
+"""What the command line answers."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
 
-import pandas as pd
 import pytest
 
 from experiments import doctor, environment
 from experiments.cli import main
-from experiments.tracking.wandb import WandbTracker
 
 Cli = Callable[..., int]
 
@@ -52,38 +50,3 @@ def test_the_environment_names_no_place() -> None:
     host = environment.host() | environment.moment()
     assert host["env.python"] and host["env.cpu_count"] >= 1
     assert not [value for value in host.values() if isinstance(value, str) and value.startswith("/")]
-
-
-def test_every_run_has_one_offline_mirror_even_after_a_restart(
-    cli: Cli, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    sweep = ("sweep", "experiment=null", "seed=0,1")
-    assert cli(*sweep) == 0
-    # Taken up with tracking on: what ran without a mirror gets one, and only once.
-    for _ in range(2):
-        assert cli(*sweep, "tracking=wandb") == 0
-        mirrors = list((tmp_path / "run" / "wandb").glob("offline-run-*/run-*.wandb"))
-        assert len(mirrors) == 2
-    runs = pd.read_parquet(tmp_path / "run" / "runs")
-    marks = {path.name for path in (tmp_path / "run" / "wandb" / "mirrored").iterdir()}
-    assert marks == {f"{run_id}.ok" for run_id in runs["run_id"]}
-    content = b"".join(path.read_bytes() for path in mirrors)
-    assert b"num_running" in content and b"output_throughput_tps" in content and b"cache.block_size" in content
-    assert "wandb:" not in capsys.readouterr().out
-
-
-def test_a_mirror_that_breaks_is_a_warning_and_the_point_stays(
-    cli: Cli, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def broken(*_: object) -> None:
-        raise RuntimeError("no mirror today")
-
-    monkeypatch.setattr(WandbTracker, "record", broken)
-    assert cli("run", "tracking=wandb") == 0
-    assert "its tables are written, its mirror is not: no mirror today" in capsys.readouterr().out
-    assert pd.read_parquet(tmp_path / "run" / "runs")["status"].tolist() == ["ok"]
-
-
-def test_a_wrong_tracking_mode_is_told_before_anything_runs(cli: Cli, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli("run", "tracking=wandb", "tracking.mode=onlin") == 2
-    assert "tracking.mode='onlin': must be offline or online" in capsys.readouterr().err

@@ -32,7 +32,7 @@ def test_every_experiment_composes_and_freezes(experiment: str) -> None:
     assert plan.name == experiment
     assert len({job.point_id for job in plan.jobs}) > 1
     assert [job.invalid for job in plan.jobs] == [None] * len(plan.jobs)
-    assert not {"axes", "variants", "repeats", "repeat_until"} & plan.jobs[0].config.keys()
+    assert not {"axes", "variants", "repeats", "repeat_until", "search"} & plan.jobs[0].config.keys()
 
 
 def test_every_file_is_a_member_or_a_shared_part() -> None:
