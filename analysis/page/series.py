@@ -113,7 +113,7 @@ def distributions(requests: pd.DataFrame, by_label: Looks) -> Spec | None:
 
 
 def timelines(sweep: Sweep, by_label: Looks) -> Spec | None:
-    """KV use, requests running and waiting, and tokens a step, over the first finished run of each point."""
+    """KV use, requests running and waiting, tokens a step and memory, over the first finished run of each point."""
     runs = sweep.runs[sweep.runs["status"] == OK].drop_duplicates(["sweep", "point_id"])
     steps = attach(sweep, sweep.steps.merge(runs[RUN_KEY], on=RUN_KEY), ["kv_blocks_total"])
     steps = steps[~(numbers(steps["start_s"]) < 0)]
@@ -131,6 +131,12 @@ def timelines(sweep: Sweep, by_label: Looks) -> Spec | None:
                 [
                     ("used", 100 * columns["kv_blocks_used"] / total, {"look": 0, "area": True}),
                     ("cached for reuse", 100 * columns["kv_blocks_cached"] / total, {"look": 4, "dots": True}),
+                    # Of the pool too: slots that are held and hold nothing.
+                    (
+                        "held, but empty",
+                        100 * columns["kv_fragmentation_fraction"] * columns["kv_blocks_used"] / total,
+                        {"look": 6},
+                    ),
                 ],
             ),
             (
@@ -147,6 +153,8 @@ def timelines(sweep: Sweep, by_label: Looks) -> Spec | None:
                     ("decode", columns["num_decode_tokens"], {"look": 3}),
                 ],
             ),
+            # Looked at every few steps only.
+            ("memory (MB)", [("process", columns["process_bytes"].ffill() / 2**20, {"look": 7})]),
         ]
         for label, parts in kinds:
             series = [
@@ -166,7 +174,7 @@ def timelines(sweep: Sweep, by_label: Looks) -> Spec | None:
                 )
     seen = {part["name"]: part["look"] for panel in made for part in panel["series"]}
     legend = [{"name": name, "look": look} for name, look in seen.items()]
-    return {"kind": "panels", "least": 290, "legend": legend, "panels": made} if made else None
+    return {"kind": "panels", "least": 250, "legend": legend, "panels": made} if made else None
 
 
 def _thinned(time_s: np.ndarray, values: np.ndarray) -> Spec:
@@ -237,4 +245,6 @@ _STEP_COLUMNS = (
     "num_waiting",
     "num_prefill_tokens",
     "num_decode_tokens",
+    "kv_fragmentation_fraction",
+    "process_bytes",
 )
