@@ -12,8 +12,8 @@ from typing import Any
 
 from experiments.meters import EnergyMeter
 from experiments.roofline import Roofline, Work
-from minivllm.plan import Chunk, StepPlan, StepResult
-from minivllm.runner.base import MemoryReport, Runner
+from minivllm.plan import Chunk, StepPlan
+from minivllm.runner.base import Launched, MemoryReport, Runner
 
 _REPORT_EVERY_S = 0.25
 _MEMORY_EVERY_S = 0.01
@@ -46,9 +46,9 @@ class SeenRunner:
     def eos_token_ids(self) -> frozenset[int]:
         return self.runner.eos_token_ids
 
-    def run(self, plan: StepPlan) -> StepResult:
+    def launch(self, plan: StepPlan) -> Launched:
         self.chunks = plan.chunks
-        return self.runner.run(plan)
+        return self.runner.launch(plan)
 
     def memory(self) -> MemoryReport:
         return self.runner.memory()

@@ -174,9 +174,12 @@ class ExecutionConfig:
     Args:
         device: `cpu` or `cuda`.
         dtype: of weights, activations and K/V; `auto` is float32 on a CPU and the checkpoint's own on a GPU.
-        kernels: what computes a step: `torch` anywhere, `numba` (our own compiled kernels) in float32 on a CPU; `auto`
-            is `numba` there and `torch` elsewhere.
+        kernels: what computes a step: `torch` anywhere, `numba` (our own compiled kernels) in float32 on a CPU,
+            `triton` (our own) on a GPU; `auto` is `numba` in float32 on a CPU, `triton` on a GPU, `torch` elsewhere.
         attention: the attention backend, an `AttentionBackend`; the one that goes with `kernels` where None.
+        overlap: schedule and launch a step before the one before is waited for; where None, on a GPU.
+        cuda_graphs: replay the steps that only decode as CUDA graphs; where None, with `kernels=triton` on a GPU.
+        batch_invariant: bitwise the same logits for a request whatever shares its batch, at some cost in speed.
         num_threads: of torch on a CPU; torch's own choice where None.
         seed: of requests that bring none.
     """
@@ -185,6 +188,9 @@ class ExecutionConfig:
     dtype: str = "auto"
     kernels: str = "auto"
     attention: Component | None = None
+    overlap: bool | None = None
+    cuda_graphs: bool | None = None
+    batch_invariant: bool = False
     num_threads: int | None = None
     seed: int = 0
 
@@ -192,12 +198,28 @@ class ExecutionConfig:
         require(self.device in ("cpu", "cuda"), "execution.device", self.device, "cpu or cuda")
         require(self.dtype in ("auto", *DTYPES), "execution.dtype", self.dtype, f"auto, {', '.join(DTYPES)}")
         require(self.kernels in ("auto", *KERNELS), "execution.kernels", self.kernels, f"auto, {', '.join(KERNELS)}")
+        for name in ("overlap", "cuda_graphs"):
+            value = getattr(self, name)
+            require(value is None or isinstance(value, bool), f"execution.{name}", value, "null, true or false")
+        invariant = self.batch_invariant
+        require(isinstance(invariant, bool), "execution.batch_invariant", invariant, "true or false")
+        require(
+            not self.cuda_graphs or self.device == "cuda",
+            "execution.cuda_graphs",
+            self.cuda_graphs,
+            "null or false where execution.device=cpu",
+        )
         require(
             self.num_threads is None or _count(self.num_threads),
             "execution.num_threads",
             self.num_threads,
             "null or 1 or more",
         )
+
+    @property
+    def overlaps(self) -> bool:
+        """What `overlap` means here."""
+        return self.device == "cuda" if self.overlap is None else self.overlap
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -1,4 +1,9 @@
-"""The loop: schedule, run, commit. The only place where the host wing and the device wing meet."""
+"""The loop: schedule, launch, wait, commit. The only place where the host wing and the device wing meet.
+
+With `execution.overlap` a step is waited for only after the next one was scheduled and launched, so that the host's
+work is hidden behind the device's. What a token turned out to be is known one step late: a request that ends by its
+value (an end token, a stop string) runs one row too many, whose token nobody takes.
+"""
 
 from __future__ import annotations
 
@@ -10,13 +15,13 @@ from minivllm.blocks.pool import BlockPool
 from minivllm.blocks.tables import BlockTables
 from minivllm.clock import Clock, WallClock
 from minivllm.config import EngineConfig
-from minivllm.plan import StepReport
+from minivllm.plan import StepPlan, StepReport
 from minivllm.request import FinishReason, Request
-from minivllm.runner.base import MemoryReport, Runner
+from minivllm.runner.base import Launched, MemoryReport, Runner
 from minivllm.sampling.random import continuation_seed
 from minivllm.sampling_params import SamplingParams
 from minivllm.scheduler.base import SchedulingPolicy
-from minivllm.scheduler.scheduler import Scheduler
+from minivllm.scheduler.scheduler import Commit, Scheduler
 
 
 class Engine:
@@ -37,6 +42,9 @@ class Engine:
         self._pool = BlockPool(runner.num_blocks, eviction)
         self._tables = BlockTables(self._pool, config.cache.block_size, config.cache.prefix_caching)
         self.scheduler = Scheduler(config.scheduler, policy, self._tables, reuse_kv=config.cache.reuse_kv)
+        self._overlap = config.execution.overlaps
+        # The step that runs while the next one is made, where steps overlap.
+        self._ahead: tuple[StepPlan, Launched] | None = None
         self._next_request_id = 0
         # Seeds of requests that bring none.
         self._seeds = random.Random(config.execution.seed)
@@ -127,7 +135,7 @@ class Engine:
         return longest
 
     def step(self) -> StepReport:
-        """Schedule, run, commit."""
+        """Schedule, launch, wait, commit. Where steps overlap, what is waited for and committed is the step before."""
         scheduler, pool = self.scheduler, self._pool
         evictions, preemptions = pool.num_evictions, scheduler.num_preemptions
         recomputed = scheduler.num_recomputed_tokens
@@ -136,9 +144,17 @@ class Engine:
         # A chunk that reaches past the prompt decodes; without a KV cache every chunk starts at 0 and prefills.
         num_decode_tokens = sum(c.num_tokens for c in plan.chunks if c.num_tokens == 1 and c.start > 0 and c.samples)
         planned_s = self.clock.now_s()
-        result = self.runner.run(plan)
+        launched = self.runner.launch(plan)
+        if self._overlap:
+            due, self._ahead = self._ahead, (plan, launched)
+        else:
+            due = (plan, launched)
+            scheduler.advance(plan)
+        result = due[1].wait() if due is not None else None
         ran_s = self.clock.now_s()
-        commit = scheduler.commit(plan, result, now_s=ran_s)
+        commit = Commit() if due is None or result is None else scheduler.commit(due[0], result, now_s=ran_s)
+        if self._overlap:
+            scheduler.advance(plan)
         end_s = self.clock.now_s()
         return StepReport(
             step=plan.step,
@@ -147,6 +163,7 @@ class Engine:
             schedule_s=planned_s - start_s,
             run_s=ran_s - planned_s,
             commit_s=end_s - ran_s,
+            device_s=None if result is None else result.device_s,
             num_prefill_tokens=plan.num_tokens - num_decode_tokens,
             num_decode_tokens=num_decode_tokens,
             num_running=len(scheduler.running),
@@ -157,6 +174,7 @@ class Engine:
             num_evictions=pool.num_evictions - evictions,
             num_preemptions=scheduler.num_preemptions - preemptions,
             num_recomputed_tokens=scheduler.num_recomputed_tokens - recomputed,
+            num_compilations=0 if result is None else result.num_compilations,
             emitted=commit.emitted,
             finished=commit.finished,
         )

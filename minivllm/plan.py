@@ -81,16 +81,24 @@ class SampledTokens:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StepResult:
-    """The samples of a step, in the order of the plan's sampling chunks."""
+    """The samples of a step, in the order of the plan's sampling chunks.
+
+    `device_s` is how long the device was busy with it, None where that is not told apart; `num_compilations` counts
+    the kernels that had to be compiled for it, 0 once the runner is warm.
+    """
 
     samples: tuple[SampledTokens, ...]
+    device_s: float | None = None
+    num_compilations: int = 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StepReport:
     """What one step did: a row of the `steps` table, and who got tokens or ended.
 
-    Times are seconds on the engine's clock. Block counts are of the moment after the step.
+    Times are seconds on the engine's clock. Block counts are of the moment after the step. Where steps overlap, the
+    tokens counted are of the step that was launched, and `device_s`, `emitted` and `finished` of the one before, which
+    was waited for.
     """
 
     step: int
@@ -99,6 +107,8 @@ class StepReport:
     schedule_s: float
     run_s: float
     commit_s: float
+    # The device's own time; None where it is not told apart.
+    device_s: float | None = None
     num_prefill_tokens: int
     num_decode_tokens: int
     num_running: int
@@ -112,6 +122,7 @@ class StepReport:
     num_recomputed_tokens: int
     num_draft_tokens: int = 0
     num_accepted_tokens: int = 0
+    num_compilations: int = 0
     # (request_id, new tokens) of every request that got some, and the ids of those that ended.
     emitted: tuple[tuple[int, tuple[int, ...]], ...] = ()
     finished: tuple[int, ...] = ()

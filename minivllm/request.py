@@ -7,12 +7,17 @@ from typing import Protocol
 
 from minivllm.sampling_params import SamplingParams
 
+# Stands for a token whose value is not known; no token has it.
+PENDING = -1
+
 
 class RequestStatus(enum.Enum):
-    """Where a request is; a preempted one waits again."""
+    """Where a request is; a preempted one waits again. An ending one has run its last token and holds nothing any more:
+    only the token's value is still to come."""
 
     WAITING = "waiting"
     RUNNING = "running"
+    ENDING = "ending"
     FINISHED = "finished"
 
 
@@ -81,7 +86,8 @@ class Request:
         parent_id: the request whose prompt it shares (`n` > 1), None for the first of them.
 
     Invariants: `0 <= num_computed_tokens < num_tokens` while unfinished: the K/V of positions
-    `[0, num_computed_tokens)` lies in its blocks, and the newest token is never computed yet.
+    `[0, num_computed_tokens)` lies in its blocks (or will, when the steps on their way are done), and the newest token
+    is never computed yet. The newest token may be pending: it is being sampled, and its value is not known.
     """
 
     __slots__ = (
@@ -93,6 +99,7 @@ class Request:
         "finish_s",
         "first_scheduled_s",
         "first_token_s",
+        "has_pending_token",
         "logprobs",
         "max_total_tokens",
         "num_cached_tokens",
@@ -144,6 +151,8 @@ class Request:
         # Prompt, then output. `num_tokens` is its length, kept because it is read many times a step.
         self.token_ids = list(prompt_token_ids)
         self.num_tokens = self.num_prompt_tokens = len(self.token_ids)
+        # The newest token is a placeholder.
+        self.has_pending_token = False
         self.num_computed_tokens = 0
         # Of the first admission only: later hits find the request's own work.
         self.num_cached_tokens = 0
@@ -185,21 +194,43 @@ class Request:
     def finished(self) -> bool:
         return self.status is RequestStatus.FINISHED
 
-    def append(self, token_id: int, now_s: float) -> None:
-        self.token_ids.append(token_id)
+    @property
+    def is_full(self) -> bool:
+        """The newest token is the last one, whatever its value."""
+        return self.num_output_tokens >= self.max_tokens or self.num_tokens >= self.max_total_tokens
+
+    def expect_token(self) -> None:
+        """One more token is being sampled: count it, before its value is known."""
+        assert not self.has_pending_token
+        self.token_ids.append(PENDING)
         self.num_tokens += 1
+        self.has_pending_token = True
+
+    def append(self, token_id: int, now_s: float) -> None:
+        """A token's value is known: the pending one's, or that of one more."""
+        if self.has_pending_token:
+            self.token_ids[-1] = token_id
+            self.has_pending_token = False
+        else:
+            self.token_ids.append(token_id)
+            self.num_tokens += 1
         self.token_times_s.append(now_s)
         if self.first_token_s is None:
             self.first_token_s = now_s
+
+    def drop_pending_token(self) -> None:
+        """Nobody waits for it any more."""
+        if self.has_pending_token:
+            self.token_ids.pop()
+            self.num_tokens -= 1
+            self.has_pending_token = False
 
     def stop_reason(self) -> FinishReason | None:
         """Why the newest token ends the request, or None. The end token counts as output, as in vLLM."""
         newest = self.token_ids[-1]
         if newest in self.eos_token_ids or newest in self.sampling_params.stop_token_ids:
             return FinishReason.STOP
-        if self.num_output_tokens >= self.max_tokens or self.num_tokens >= self.max_total_tokens:
-            return FinishReason.LENGTH
-        return None
+        return FinishReason.LENGTH if self.is_full else None
 
     def __repr__(self) -> str:
         return (

@@ -13,19 +13,20 @@ Shapes: N tokens, C hidden size, H query heads, K key/value heads, D head size, 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from minivllm.layers.base import LayerOps
+from minivllm.layers.base import LayerOps, Rotary
 from minivllm.models.rope import interleave_pairs, rotation_table
 from minivllm.models.spec import ModelSpec
 from minivllm.quantization.base import QuantizationScheme
 
-# (qkv, layer) -> [N, H * D]. A row of qkv, [N, (H + 2 K) * D] contiguous, is q of all heads, then k, then v, q and k
-# rotated: one buffer, so that k and v of a token can go to the cache in one write. It may not be kept after the call.
-Attend = Callable[[Tensor, int], Tensor]
+# (qkv, layer, rotary, at) -> [N, H * D]. A row of qkv, [N, (H + 2 K) * D] contiguous, is q of all heads, then k, then
+# v: one buffer, so that k and v of a token can go to the cache in one write. q and k are not rotated yet, so that a
+# kernel can rotate and write at once: `rotary.rotate_(qkv, at)` is what is due. qkv may not be kept after the call.
+Attend = Callable[[Tensor, int, Rotary, Any], Tensor]
 
 
 class Model(Protocol):
@@ -58,7 +59,7 @@ class Model(Protocol):
 
         Args:
             token_ids: [N] int64. positions: [N] int64, place of each token in its request.
-            attend: attention over the step's requests, one call a layer.
+            attend: rotation and attention over the step's requests, one call a layer.
             on_layer: sees (layer, [N, C]) after each layer, before the final norm.
 
         Returns:
@@ -205,8 +206,7 @@ class Llama:
         x = self.layers[0].input_norm(residual)
         for index, (layer, next_norm) in enumerate(self._layers_and_next_norms):
             qkv = layer.qkv(x)
-            layer.rotary.rotate_(qkv, at)
-            x = layer.post_norm.add(layer.o(attend(qkv, index)), residual)
+            x = layer.post_norm.add(layer.o(attend(qkv, index, layer.rotary, at)), residual)
             x = layer.down(self._silu_and_mul(layer.gate_up(x)))
             if on_layer is not None:
                 on_layer(index, residual + x)

@@ -19,6 +19,24 @@ class MemoryReport:
     peak_reserved_bytes: int | None = None
 
 
+class Launched(Protocol):
+    """A step on its way."""
+
+    def wait(self) -> StepResult:
+        """Returns when the step's tokens are known. Called once."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Done:
+    """A step that was over when it was launched, on a device that does not run beside the host."""
+
+    result: StepResult
+
+    def wait(self) -> StepResult:
+        return self.result
+
+
 class Runner(Protocol):
     """Owns all that lies on the device: weights, K/V tensors, a row a running request."""
 
@@ -38,8 +56,9 @@ class Runner(Protocol):
     @property
     def eos_token_ids(self) -> frozenset[int]: ...
 
-    def run(self, plan: StepPlan) -> StepResult:
-        """Run one step; returns when its tokens are known."""
+    def launch(self, plan: StepPlan) -> Launched:
+        """Start one step. The one before may still be on its way; steps take effect in the order of their launch, and
+        a chunk may hold a token that the step before is sampling."""
         ...
 
     def memory(self) -> MemoryReport: ...

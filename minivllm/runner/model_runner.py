@@ -6,6 +6,8 @@ a step's inputs is a few vectorized look-ups, whatever the batch.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -13,11 +15,12 @@ from torch import Tensor
 from minivllm.attention.base import AttentionBackend, AttentionShape, PackedBatch
 from minivllm.config import EngineConfig
 from minivllm.engine import blocks_in_pool
+from minivllm.layers.base import Rotary
 from minivllm.models import load_model
 from minivllm.models.loader import resolve_dtype
 from minivllm.plan import BlockCopy, Chunk, NewRow, SampledTokens, StepPlan, StepResult
 from minivllm.quantization.none import Unquantized
-from minivllm.runner.base import MemoryReport
+from minivllm.runner.base import Done, MemoryReport
 from minivllm.runner.kernels import attention_of, make_ops, resolve_kernels
 from minivllm.sampling.sampler import SamplingBatch, SamplingRow, is_plain, sample
 from minivllm.sampling_params import SamplingParams
@@ -94,8 +97,11 @@ class ModelRunner:
         self._row_of: dict[int, int] = {}
         self._free_rows = list(range(max_rows - 1, -1, -1))
 
+    def launch(self, plan: StepPlan) -> Done:
+        return Done(result=self._run(plan))
+
     @torch.inference_mode()
-    def run(self, plan: StepPlan) -> StepResult:
+    def _run(self, plan: StepPlan) -> StepResult:
         self._apply(plan)
         if not plan.chunks:
             return StepResult(samples=())
@@ -103,7 +109,8 @@ class ModelRunner:
         batch = self._pack(plan.chunks, rows)
         metadata = self.attention.prepare(batch)
 
-        def attend(qkv: Tensor, layer: int) -> Tensor:
+        def attend(qkv: Tensor, layer: int, rotary: Rotary, at: Any) -> Tensor:
+            rotary.rotate_(qkv, at)
             return self.attention.attend(qkv, layer, metadata)
 
         hidden_NC = self.model.forward(batch.token_ids, batch.positions, attend)

@@ -1,5 +1,7 @@
 """The mechanism: turns a policy's order into a plan, and a result into tokens, stops and free blocks.
 
+A plan may be scheduled while the one before it still runs: `advance` takes what is certain of it, its tokens excepted.
+
 There is no prefill phase and no decode phase. A request has `num_tokens` known and `num_computed_tokens` in the cache;
 a step computes some of the difference, and when it reaches the newest token, one more is sampled.
 
@@ -26,8 +28,8 @@ from minivllm.scheduler.base import Allotment, PolicyError, SchedulerState, Sche
 class Commit:
     """What a commit did: who got which tokens, who ended."""
 
-    emitted: tuple[tuple[int, tuple[int, ...]], ...]
-    finished: tuple[int, ...]
+    emitted: tuple[tuple[int, tuple[int, ...]], ...] = ()
+    finished: tuple[int, ...] = ()
 
 
 class _Draft:
@@ -126,7 +128,7 @@ class Scheduler:
                 self._serve(request, allotment.num_tokens, draft, now_s)
             elif not draft.closed:
                 self._admit(request, allotment.num_tokens, draft, now_s)
-        if not draft.chunks and self._requests:
+        if not draft.chunks and self._requests and not any(r.has_pending_token for r in self._requests.values()):
             self._break("progress", f"nothing is scheduled while {len(self._requests)} requests are unfinished")
         released, self._released = tuple(self._released), []
         self._step += 1
@@ -201,7 +203,14 @@ class Scheduler:
         has begun never waits for memory."""
         if not self._fits_kind(request, draft):
             return
+        if request.has_pending_token:
+            # Preempted a moment ago: a row is made of known tokens only.
+            draft.closed = True
+            return
         parent = self._requests.get(request.parent_id) if request.parent_id is not None and self.reuse_kv else None
+        if parent is not None and parent.status is RequestStatus.ENDING:
+            # It holds nothing any more.
+            parent = None
         if parent is not None and parent.num_computed_tokens < request.num_prompt_tokens:
             # Its prompt is being computed by the first of the siblings: wait and share.
             return
@@ -297,32 +306,52 @@ class Scheduler:
         self.tables.close(request.request_id)
         self._released.append(request.request_id)
 
-    # Commit
+    # Advance and commit
 
-    def commit(self, plan: StepPlan, result: StepResult, now_s: float) -> Commit:
-        """Take a step's result: progress, tokens, ends. Requests that ended meanwhile are passed over."""
-        samples = iter(result.samples)
-        emitted: list[tuple[int, tuple[int, ...]]] = []
-        finished: list[int] = []
+    def advance(self, plan: StepPlan) -> None:
+        """Take what is certain of a plan that was launched, before its result is known: progress, and that each
+        sampling chunk gives a token. So the next step can be scheduled while this one runs.
+
+        Every token that the plan computes is known by now: the steps before it were committed.
+        """
         for chunk in plan.chunks:
-            sample = next(samples) if chunk.samples else None
             request = self._requests.get(chunk.request_id)
-            if request is None:
+            if request is None or request.status is not RequestStatus.RUNNING:
                 continue
             end = chunk.start + chunk.num_tokens
             self._count_recomputed(request, chunk.start, end)
             request.num_computed_tokens = end
             self.tables.publish(request)
-            if sample is None:
+            if chunk.samples:
+                request.expect_token()
+                if request.is_full:
+                    # Its blocks can serve others: what is launched runs before what will be.
+                    self._leave(request)
+                    request.status = RequestStatus.ENDING
+                elif not self.reuse_kv:
+                    self._lost[request.request_id] = request.num_computed_tokens
+                    request.num_computed_tokens = 0
+
+    def commit(self, plan: StepPlan, result: StepResult, now_s: float) -> Commit:
+        """Take the result of a plan that was advanced: tokens, ends. Requests that ended meanwhile are passed over."""
+        samples = iter(result.samples)
+        emitted: list[tuple[int, tuple[int, ...]]] = []
+        finished: list[int] = []
+        for chunk in plan.chunks:
+            if not chunk.samples:
                 continue
+            sample = next(samples)
             assert sample.request_id == chunk.request_id, "the runner answered in another order"
+            request = self._requests.get(chunk.request_id)
+            if request is None:
+                continue
             if sample.error is not None:
                 # Whatever it published may hold what is no number.
                 self.tables.pool.drop_cached()
                 self._finish(request, FinishReason.ERROR, now_s, sample.error)
                 finished.append(request.request_id)
                 continue
-            num_before = request.num_tokens
+            num_before = request.num_tokens - 1
             for token_id in sample.token_ids:
                 request.append(token_id, now_s)
                 reason = request.stop_reason()
@@ -332,9 +361,6 @@ class Scheduler:
                     break
             request.logprobs.extend(sample.logprobs[: request.num_tokens - num_before])
             emitted.append((request.request_id, tuple(request.token_ids[num_before:])))
-            if not self.reuse_kv and not request.finished:
-                self._lost[request.request_id] = request.num_computed_tokens
-                request.num_computed_tokens = 0
         return Commit(emitted=tuple(emitted), finished=tuple(finished))
 
     def _count_recomputed(self, request: Request, start: int, end: int) -> None:
@@ -350,9 +376,10 @@ class Scheduler:
     def _finish(self, request: Request, reason: FinishReason, now_s: float, error: str | None) -> None:
         if request.status is RequestStatus.RUNNING:
             self._leave(request)
-        else:
+        elif request.status is RequestStatus.WAITING:
             del self.waiting[request.request_id]
         del self._requests[request.request_id]
+        request.drop_pending_token()
         self._lost.pop(request.request_id, None)
         self.tables.forget(request.request_id)
         request.status = RequestStatus.FINISHED
@@ -367,10 +394,13 @@ class Scheduler:
         running = {r.request_id for r in self.running}
         assert len(running) == len(self.running) <= self.config.max_num_seqs
         assert not running & set(self.waiting)
-        assert running | set(self.waiting) == set(self._requests), "a request is lost"
+        ending = {i for i, request in self._requests.items() if request.status is RequestStatus.ENDING}
+        assert not ending & (running | set(self.waiting))
+        assert running | set(self.waiting) | ending == set(self._requests), "a request is lost"
         for request in self._requests.values():
             assert (request.request_id in running) == self.tables.holds(request.request_id)
             assert 0 <= request.num_computed_tokens < request.num_tokens
+            assert request.request_id not in ending or request.has_pending_token
             if request.request_id in running:
                 held = len(self.tables.table(request.request_id)) * self.tables.block_size
                 assert request.num_computed_tokens <= held

@@ -12,7 +12,7 @@ from minivllm.clock import VirtualClock
 from minivllm.config import CacheConfig, EngineConfig, ModelConfig, SchedulerConfig
 from minivllm.engine import Engine
 from minivllm.plan import SampledTokens, StepPlan, StepResult
-from minivllm.runner.base import MemoryReport
+from minivllm.runner.base import Done, MemoryReport
 from minivllm.sampling_params import SamplingParams
 
 STEP_S = 0.5
@@ -26,10 +26,10 @@ class _OneTokenAStep:
     def __init__(self, clock: VirtualClock) -> None:
         self._clock = clock
 
-    def run(self, plan: StepPlan) -> StepResult:
+    def launch(self, plan: StepPlan) -> Done:
         self._clock.advance(STEP_S)
         ids = [chunk.request_id for chunk in plan.chunks if chunk.samples]
-        return StepResult(samples=tuple(SampledTokens(request_id=i, token_ids=(7,)) for i in ids))
+        return Done(result=StepResult(samples=tuple(SampledTokens(request_id=i, token_ids=(7,)) for i in ids)))
 
     def memory(self) -> MemoryReport:
         return MemoryReport(weights_bytes=0, kv_cache_bytes=0)

@@ -44,6 +44,7 @@ class EngineMachine(RuleBasedStateMachine):
             chunked_prefill=data.draw(st.booleans()),
             watermark_fraction=data.draw(st.sampled_from([0.0, 0.1])),
             max_model_len=self._longest + 1,
+            overlap=data.draw(st.booleans()),
         )
         self.open: dict[int, tuple[list[int], SamplingParams, int]] = {}
 

@@ -50,10 +50,11 @@ def loads(draw):
     max_num_seqs=st.sampled_from([1, 3, 8]),
     tight=st.booleans(),
     kernels=st.sampled_from(["numba", "torch"]),
+    overlap=st.booleans(),
 )
 def _check_configuration(
     tiny, load, policy, eviction, cache, block_size, max_num_batched_tokens, chunked_prefill, max_num_seqs, tight,
-    kernels,
+    kernels, overlap,
 ) -> None:  # fmt: skip
     folder, oracle = tiny
     longest = max(len(prompt) + max_tokens for prompt, max_tokens, _ in load)
@@ -70,6 +71,7 @@ def _check_configuration(
         chunked_prefill=chunked_prefill,
         max_num_seqs=max_num_seqs,
         kernels=kernels,
+        overlap=overlap,
     )
     # Twice the same prompts: the second time finds the first time's blocks.
     for _ in range(2):

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from hashlib import blake2b
 
-from minivllm.config import CacheConfig, Component, EngineConfig, ModelConfig, SchedulerConfig
+from minivllm.config import CacheConfig, Component, EngineConfig, ExecutionConfig, ModelConfig, SchedulerConfig
 from minivllm.engine import Engine
 from minivllm.plan import SampledTokens, StepPlan, StepResult
-from minivllm.runner.base import MemoryReport
+from minivllm.runner.base import Done, MemoryReport
 
 VOCAB_SIZE = 5
 EOS = 4
@@ -55,12 +55,17 @@ class SymbolicRunner:
         self.num_computed_tokens = 0
         self.num_copies = 0
 
-    def run(self, plan: StepPlan) -> StepResult:
+    def launch(self, plan: StepPlan) -> Done:
+        """The row keeps the token at once, as a device does; the host gets it when it waits."""
+        return Done(result=self._run(plan))
+
+    def _run(self, plan: StepPlan) -> StepResult:
         for request_id in plan.released:
             if request_id in self.rows:
                 del self.rows[request_id], self.tables[request_id]
         for new in plan.new_rows:
             assert new.request_id not in self.rows
+            assert min(new.token_ids) >= 0, "a row of a token that is not known"
             self.rows[new.request_id] = list(new.token_ids)
             self.tables[new.request_id] = []
             self.seeds[new.request_id] = new.sampling_seed
@@ -128,6 +133,7 @@ def make_engine(
     chunked_prefill: bool = True,
     watermark_fraction: float = 0.0,
     max_model_len: int = 64,
+    overlap: bool = False,
 ) -> Engine:
     config = EngineConfig(
         model=ModelConfig(path="symbolic"),
@@ -145,5 +151,6 @@ def make_engine(
             eviction=Component(target=f"minivllm.blocks.{eviction}"),
             reuse_kv=reuse_kv,
         ),
+        execution=ExecutionConfig(overlap=overlap),
     )
     return Engine(config, SymbolicRunner(num_blocks, block_size, max_model_len))

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from minivllm.config import ModelConfig
+from minivllm.layers.base import Rotary
 from minivllm.models import Attend, Llama, load_model
 from minivllm.quantization.none import Unquantized
 from minivllm.runner.kernels import make_ops
@@ -35,7 +36,8 @@ def _make_dense_attend(spec: Any, lengths: Sequence[int]) -> Attend:
     """Causal attention over packed prompts, one request, one query and one head at a time."""
     starts = [sum(lengths[:i]) for i in range(len(lengths))]
 
-    def attend(qkv: Tensor, layer: int) -> Tensor:
+    def attend(qkv: Tensor, layer: int, rotary: Rotary, at: Any) -> Tensor:
+        rotary.rotate_(qkv, at)
         sizes = (spec.num_heads, spec.num_kv_heads, spec.num_kv_heads)
         q_NHD, k_NKD, v_NKD = qkv.view(len(qkv), -1, spec.head_dim).split(sizes, dim=1)
         out = torch.full_like(q_NHD, float("nan"), memory_format=torch.contiguous_format)

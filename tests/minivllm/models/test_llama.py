@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from minivllm.config import KERNELS
+from minivllm.layers.base import Rotary
 from minivllm.models import Llama
 from minivllm.quantization.none import Unquantized
 
@@ -186,7 +187,8 @@ def test_keys_and_values_of_a_token_are_neighbours(
     """A backend may write both at once, and may rely on one contiguous buffer."""
     seen = []
 
-    def attend(qkv: Tensor, layer: int) -> Tensor:
+    def attend(qkv: Tensor, layer: int, rotary: Rotary, at: Any) -> Tensor:
+        rotary.rotate_(qkv, at)
         seen.append(layer)
         assert qkv.shape == (5, (4 + 2 + 2) * 24) and qkv.is_contiguous()
         return qkv[:, : 4 * 24]

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from minivllm.config import ModelConfig
+from minivllm.layers.base import Rotary
 from minivllm.models import Llama, load_model, read_spec
 from minivllm.models.llama import tensor_shapes
 from minivllm.quantization.base import LinearOp
@@ -57,7 +58,8 @@ def _make_random(scheme: Any = None, dtype: str = "float32", seed: int = 0, **sh
 def _logits(model: Llama) -> Tensor:
     spec = model.spec
 
-    def attend(qkv: Tensor, layer: int) -> Tensor:
+    def attend(qkv: Tensor, layer: int, rotary: Rotary, at: Any) -> Tensor:
+        rotary.rotate_(qkv, at)
         v = qkv.view(len(qkv), -1, spec.head_dim)[:, spec.num_heads + spec.num_kv_heads :]
         return v.repeat_interleave(spec.num_heads // spec.num_kv_heads, 1).flatten(1)
 
