@@ -169,7 +169,8 @@ def step_summary(rows: Sequence[Mapping[str, Any]], *, num_blocks: int) -> dict[
 
     drafted, accepted = sum(known("num_draft_tokens")), sum(known("num_accepted_tokens"))
     host_s, run_s = sum(known("schedule_s")) + sum(known("commit_s")), sum(known("run_s"))
-    counted = known("counted_bytes")
+    counted, device = known("counted_bytes"), known("device_s")
+    whole_s = sum(known("duration_s")) + sum(known("client_s"))
     return {
         "kv_blocks_total": num_blocks,
         "kv_utilization_mean_fraction": _mean(known("kv_utilization_fraction")),
@@ -182,6 +183,9 @@ def step_summary(rows: Sequence[Mapping[str, Any]], *, num_blocks: int) -> dict[
         "acceptance_rate": accepted / drafted if drafted else None,
         **{f"step_{part}_mean_s": _mean(known(f"{part}_s")) for part in ("schedule", "run", "commit", "client")},
         "host_fraction": _ratio(host_s, host_s + run_s),
+        "step_device_mean_s": _mean(device),
+        "device_idle_fraction": max(0.0, 1 - sum(device) / whole_s) if device and whole_s else None,
+        "num_compilations": sum(known("num_compilations")),
         "counted_bytes": float(sum(counted)) if counted else None,
         "counted_flops": float(sum(known("counted_flops"))) if counted else None,
     }

@@ -21,7 +21,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 TABLES = ("runs", "requests", "steps", "quality")
 _TYPES = {"bool": pa.bool_(), "int64": pa.int64(), "double": pa.float64(), "string": pa.string(), "null": pa.null()}
 
@@ -72,6 +72,11 @@ RUNS = pa.schema(
         *_fields("double", "counted_bytes counted_flops"),
         # Means over steps; host_fraction is the share of scheduling and committing in the time of the steps.
         *_fields("double", "step_schedule_mean_s step_run_mean_s step_commit_mean_s step_client_mean_s host_fraction"),
+        # The device's own time of a step, and the share of the time from first to last step in which it had none; null
+        # where the device does not tell.
+        *_fields("double", "step_device_mean_s device_idle_fraction"),
+        # Kernels that had to be compiled while requests were measured: 0, or the times are not to be believed.
+        *_fields("int64", "num_compilations"),
         *_fields("double", "perplexity kl_mean_nats top1_agreement_fraction token_agreement_fraction"),
         *_fields("string", "env.git_sha"),
         *_fields("bool", "env.git_dirty"),
@@ -110,7 +115,8 @@ STEPS = pa.schema(
         *_fields("string", "run_id"),
         *_fields("int64", "step"),
         # client_s: since the end of the step before, outside of the engine; null for the first.
-        *_fields("double", "start_s duration_s schedule_s run_s commit_s client_s"),
+        # device_s: the device's own time; where steps overlap, of the step that was waited for in this one.
+        *_fields("double", "start_s duration_s schedule_s run_s commit_s client_s device_s"),
         *_fields("int64", "num_prefill_tokens num_decode_tokens num_draft_tokens num_accepted_tokens"),
         *_fields("int64", "num_running num_waiting kv_blocks_used kv_blocks_cached num_evictions num_preemptions"),
         # Slots of used blocks without K/V; used of all blocks; unused of the slots of used blocks.
@@ -118,6 +124,7 @@ STEPS = pa.schema(
         *_fields("double", "kv_utilization_fraction kv_fragmentation_fraction"),
         # Resident memory, looked at every hundredth of a second at most; null in the steps between.
         *_fields("int64", "process_bytes counted_bytes counted_flops"),
+        *_fields("int64", "num_compilations"),
     ]
 )
 QUALITY = pa.schema(

@@ -14,7 +14,7 @@ from typing import Any
 
 DTYPES = ("float32", "bfloat16", "float16")
 WEIGHTS = ("checkpoint", "random")
-KERNELS = ("torch", "numba")
+KERNELS = ("torch", "numba", "triton")
 
 
 def require(condition: bool, key: str, value: object, allowed: str) -> None:
@@ -138,7 +138,9 @@ class CacheConfig:
     Args:
         block_size: tokens a block, a power of two.
         num_blocks: blocks in the pool; from `memory_bytes` where None.
-        memory_bytes: size of the pool where `num_blocks` is None.
+        memory_bytes: size of the pool where `num_blocks` is None; where both are, 256 MiB on a CPU, and on a GPU what
+            is left of `gpu_memory_fraction` beside weights and activations, measured.
+        gpu_memory_fraction: of the GPU's memory, for everything.
         prefix_caching: keep full blocks by content and share them between requests.
         eviction: which cached block goes when the pool is short, an `EvictionPolicy`.
         reuse_kv: False forgets all K/V after each token and computes the whole sequence again: generation
@@ -147,7 +149,8 @@ class CacheConfig:
 
     block_size: int = 16
     num_blocks: int | None = None
-    memory_bytes: int = 256 * 1024 * 1024
+    memory_bytes: int | None = None
+    gpu_memory_fraction: float = 0.9
     prefix_caching: bool = True
     eviction: Component = Component(target="minivllm.blocks.lru.LRU")
     reuse_kv: bool = True
@@ -158,7 +161,12 @@ class CacheConfig:
         require(
             self.num_blocks is None or _count(self.num_blocks), "cache.num_blocks", self.num_blocks, "null or 1 or more"
         )
-        require(_count(self.memory_bytes), "cache.memory_bytes", self.memory_bytes, "1 or more")
+        memory = self.memory_bytes
+        require(memory is None or _count(memory), "cache.memory_bytes", memory, "null or 1 or more")
+        fraction = self.gpu_memory_fraction
+        require(
+            isinstance(fraction, (int, float)) and 0 < fraction <= 1, "cache.gpu_memory_fraction", fraction, "in (0, 1]"
+        )
         require(isinstance(self.prefix_caching, bool), "cache.prefix_caching", self.prefix_caching, "true or false")
         require(isinstance(self.reuse_kv, bool), "cache.reuse_kv", self.reuse_kv, "true or false")
         if not self.reuse_kv:

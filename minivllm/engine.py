@@ -7,7 +7,6 @@ value (an end token, a stop string) runs one row too many, whose token nobody ta
 
 from __future__ import annotations
 
-import math
 import random
 
 from minivllm.blocks.base import EvictionPolicy
@@ -205,21 +204,3 @@ class Engine:
     def check(self) -> None:
         """Assert every invariant of the host wing."""
         self.scheduler.check()
-
-
-def blocks_in_pool(config: EngineConfig, bytes_per_block: int, max_model_len: int) -> int:
-    """Blocks of the pool: as asked, or as many as `cache.memory_bytes` holds, but no more than could ever be used.
-
-    Raises:
-        ValueError: the memory does not hold one block.
-    """
-    cache = config.cache
-    if cache.num_blocks is not None:
-        return cache.num_blocks
-    affordable = cache.memory_bytes // bytes_per_block
-    if affordable < 1:
-        raise ValueError(
-            f"cache.memory_bytes={cache.memory_bytes}: must hold one block of {cache.block_size} tokens, "
-            f"{bytes_per_block} bytes"
-        )
-    return min(affordable, config.scheduler.max_num_seqs * math.ceil(max_model_len / cache.block_size))

@@ -85,10 +85,10 @@ class LLM:
         return self
 
     def _build(self, config: EngineConfig) -> None:
-        from minivllm.runner.model_runner import ModelRunner
+        from minivllm.runner.make import make_runner
 
         self.config = config
-        self.engine = Engine(config, ModelRunner(config))
+        self.engine = Engine(config, make_runner(config))
         self._tokenizer: Any = None
 
     @property

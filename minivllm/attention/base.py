@@ -41,7 +41,8 @@ class PackedBatch:
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AttentionShape:
     """What a backend must know of a model before it sees a batch. `sliding_window` counts the keys a query sees,
-    itself included; one entry a layer, None where a layer sees all."""
+    itself included; one entry a layer, None where a layer sees all. `batch_invariant` asks for outputs that do not
+    change by a bit with what shares the batch, nor with the chunks that a request is computed in."""
 
     num_layers: int
     num_heads: int
@@ -49,6 +50,7 @@ class AttentionShape:
     head_dim: int
     block_size: int
     sliding_windows: tuple[int | None, ...]
+    batch_invariant: bool = False
 
 
 class AttentionBackend(Protocol):

@@ -46,6 +46,19 @@ class Rotary(Protocol):
         ...
 
 
+class WritingRotary(Rotary, Protocol):
+    """A rotation that can write K/V in the same pass."""
+
+    def rotate_and_write_(self, qkv: Tensor, at: Any, kv_cache: Tensor, slot_mapping: Tensor) -> None:
+        """As `rotate_`, and K/V of each token go to their slot.
+
+        Args:
+            kv_cache: [num_blocks, block_size, 2, K, D], of one layer.
+            slot_mapping: [N] int64, block_id * block_size + offset; -1 writes nothing.
+        """
+        ...
+
+
 class LayerOps(Protocol):
     """One set of kernels."""
 

@@ -68,7 +68,8 @@ class Model(Protocol):
         ...
 
     def compute_logits(self, hidden: Tensor) -> Tensor:
-        """[M, C] -> [M, V] float32. Rows are picked by the caller, as the head is the widest product of all."""
+        """[M, C] -> [M, V], in the dtype of the activations. Rows are picked by the caller, as the head is the widest
+        product of all."""
         ...
 
 
@@ -214,4 +215,4 @@ class Llama:
         return x
 
     def compute_logits(self, hidden: Tensor) -> Tensor:
-        return self.lm_head(hidden).float()
+        return self.lm_head(hidden)

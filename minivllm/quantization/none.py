@@ -15,7 +15,7 @@ from torch import Tensor
 
 from minivllm.quantization.base import LinearOp
 
-LAYOUTS = ("in_out", "out_in", "panels")
+LAYOUTS = ("in_out", "out_in", "panels", "invariant")
 
 
 class InOutLinear:
@@ -64,13 +64,15 @@ class Unquantized:
     """Keep every weight in the dtype of the activations.
 
     Args:
-        layout: `in_out` or `out_in` for PyTorch's products, `panels` for our own CPU kernel; where None it follows
-            `kernels` and the device of the weights.
-        kernels: `torch` or `numba`, what the engine computes with.
+        layout: `in_out` or `out_in` for PyTorch's products, `panels` for our own CPU kernel, `invariant` for our own
+            GPU kernel, whose rows do not depend on the batch; where None it follows the rest and the device.
+        kernels: `torch`, `numba` or `triton`, what the engine computes with.
+        batch_invariant: what the engine asks for; our CPU kernel always is.
     """
 
-    def __init__(self, layout: str | None = None, *, kernels: str = "torch") -> None:
+    def __init__(self, layout: str | None = None, *, kernels: str = "torch", batch_invariant: bool = False) -> None:
         self.kernels = kernels
+        self.batch_invariant = batch_invariant
         if layout is not None and layout not in LAYOUTS:
             raise ValueError(f"quantization.layout={layout!r}: must be null or one of {', '.join(LAYOUTS)}")
         self.layout = layout
@@ -79,10 +81,16 @@ class Unquantized:
         layout = self.layout
         if layout is None and self.kernels == "numba":
             layout = "panels"
+        elif layout is None and self.kernels == "triton":
+            layout = "invariant" if self.batch_invariant else "out_in"
         elif layout is None:
             layout = "in_out" if weight.device.type == "cpu" else "out_in"
         if layout == "panels":
             from minivllm.quantization.panels import PanelLinear
 
             return PanelLinear(weight, bias)
+        if layout == "invariant":
+            from minivllm.quantization.invariant import InvariantLinear
+
+            return InvariantLinear(weight, bias)
         return InOutLinear(weight, bias) if layout == "in_out" else OutInLinear(weight, bias)

@@ -1,0 +1,305 @@
+"""The runner for GPUs: tokens, tables and parameters live on the device, and a launch returns while the device works.
+
+Steps that only decode are replayed as CUDA graphs (`decode`, `graphs`); steps with prompts in them are launched kernel
+by kernel, decodes first. Either way the sampled tokens stay on the device for the next step, and a copy of them travels
+to the host, to be read when the step is waited for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from minivllm.attention.base import PackedBatch
+from minivllm.attention.triton_backend import TritonAttention
+from minivllm.config import EngineConfig
+from minivllm.layers.base import Rotary
+from minivllm.plan import Chunk, SampledTokens, StepPlan, StepResult
+from minivllm.runner.base import Done, Launched, MemoryReport
+from minivllm.runner.decode import DecodeStep, attend_with, batch_buckets
+from minivllm.runner.device_rows import DeviceRows
+from minivllm.runner.graphs import DecodeGraphs
+from minivllm.runner.model_runner import failed
+from minivllm.runner.parts import Parts
+from minivllm.runner.rows import Rows
+from minivllm.transfer import download, upload
+from minivllm_kernels.compilations import num_compilations
+from minivllm_kernels.prepare_inputs.kernel import gather_tokens
+from minivllm_kernels.sample.kernel import argmax, logprobs, sample
+
+
+class DeviceRunner:
+    """Weights, K/V tensors and rows on a GPU (or, under Triton's interpreter, on a CPU).
+
+    Args:
+        config: the engine's.
+        parts: made for it.
+
+    Raises:
+        ValueError: CUDA graphs with an attention backend that they cannot hold.
+    """
+
+    def __init__(self, config: EngineConfig, parts: Parts) -> None:
+        self.parts = parts
+        self.model = parts.model
+        self.kernels = parts.kernels
+        self.num_blocks = parts.num_blocks
+        self.max_model_len = parts.max_model_len
+        self.vocab_size = parts.model.spec.vocab_size
+        self.eos_token_ids = parts.model.spec.eos_token_ids
+        self._path = config.model.path
+        self._attention = parts.attention
+        self._on_gpu = parts.device.type == "cuda"
+
+        max_rows = config.scheduler.max_num_seqs
+        self._rows = Rows(max_rows, self.max_model_len, config.cache.block_size)
+        self._device_rows = DeviceRows(self._rows, max_rows, self.max_model_len, parts.device)
+        self._wants_sampler = [False] * max_rows
+        self._step: DecodeStep | None = None
+        self._graphs: DecodeGraphs | None = None
+        self._sizes = batch_buckets(max_rows)
+        if isinstance(parts.attention, TritonAttention):
+            self._step = DecodeStep(self.model, parts.attention, self._device_rows, max_rows)
+        elif config.execution.cuda_graphs:
+            raise ValueError("execution.cuda_graphs=true: needs attention=triton; choose it, or cuda_graphs=null")
+        if self._on_gpu:
+            self._warm_up(config)
+        self._compiled = num_compilations()
+
+    def memory(self) -> MemoryReport:
+        return self.parts.memory()
+
+    @torch.inference_mode()
+    def launch(self, plan: StepPlan) -> Launched:
+        self._apply(plan)
+        if not plan.chunks:
+            return Done(result=StepResult(samples=()))
+        begun = self._record()
+        only_decodes = all(chunk.num_tokens == 1 and chunk.samples for chunk in plan.chunks)
+        # Decodes first, as the attention kernels want them; `sorted` keeps the rest in order.
+        chunks = plan.chunks if only_decodes else sorted(plan.chunks, key=lambda chunk: chunk.num_tokens > 1)
+        rows = self._rows.of(chunks)
+        plain = not any(self._wants_sampler[row] for row in rows.tolist())
+        if only_decodes and self._step is not None:
+            sampled, logits = self._decode(chunks, rows, plain)
+        else:
+            sampled, logits = self._mixed(chunks, rows, plain)
+        sampling = [(chunk, row) for chunk, row in zip(chunks, rows.tolist(), strict=True) if chunk.samples]
+        asked = [(i, self._rows.params[row].logprobs) for i, (_, row) in enumerate(sampling)]
+        told = _Logprobs.start(logits, sampled, [(i, number) for i, number in asked if number is not None])
+        return _Flight(
+            runner=self,
+            order=[chunk.request_id for chunk in plan.chunks if chunk.samples],
+            chunks=[chunk for chunk, _ in sampling],
+            sampled=download(sampled[: len(sampling)]),
+            logprobs=told,
+            begun=begun,
+            ended=self._record(),
+        )
+
+    def _apply(self, plan: StepPlan) -> None:
+        self._rows.release(plan)
+        new_rows = [(self._rows.add(new), new) for new in plan.new_rows]
+        for row, new in new_rows:
+            self._wants_sampler[row] = not new.sampling_params.greedy or new.sampling_params.penalized
+        self._device_rows.add(new_rows)
+        self._rows.update_tables(plan)
+        self._device_rows.update_tables(plan)
+        if plan.copies:
+            places = np.array([(copy.source, copy.target) for copy in plan.copies], dtype=np.int64).T.copy()
+            sources, targets = upload(places, self.parts.device)
+            self.parts.copy_blocks(sources, targets)
+
+    def _decode(self, chunks: Sequence[Chunk], rows: np.ndarray, plain: bool) -> tuple[Tensor, Tensor]:
+        assert self._step is not None
+        size = len(chunks)
+        if self._graphs is not None:
+            size = next(bucket for bucket in self._sizes if bucket >= size)
+        positions = np.array([chunk.start for chunk in chunks], dtype=np.int32)
+        self._step.fill(rows, positions, size)
+        if self._graphs is not None:
+            return self._graphs.replay(size, plain)
+        return self._step.compute(size, plain)
+
+    def _mixed(self, chunks: Sequence[Chunk], rows: np.ndarray, plain: bool) -> tuple[Tensor, Tensor]:
+        packed = self._rows.pack(chunks, rows)
+        device = self.parts.device
+        token_rows = upload(packed.token_rows.astype(np.int32), device)
+        positions = upload(packed.positions, device)
+        token_ids, slots = torch.empty_like(positions), torch.empty_like(positions)
+        gather_tokens(
+            self._device_rows.tokens,
+            self._device_rows.block_table,
+            token_rows,
+            positions,
+            block_size=self._rows.block_size,
+            token_ids=token_ids,
+            slot_mapping=slots,
+        )
+        samples = upload(packed.sample_indices, device)
+        batch = PackedBatch(
+            token_ids=token_ids,
+            positions=positions,
+            slot_mapping=slots,
+            cu_seqlens_q=packed.cu_seqlens_q,
+            context_lens=packed.context_lens,
+            block_table=packed.block_table,
+            sample_indices=samples,
+        )
+        hidden = self._forward(batch)
+        if len(samples) == 0:
+            return hidden.new_empty(0, dtype=torch.int64), hidden[:0]
+        logits = self.model.compute_logits(hidden if len(samples) == len(hidden) else hidden.index_select(0, samples))
+        rows_of_samples, targets = token_rows.index_select(0, samples), positions.index_select(0, samples).int() + 1
+        sampled = torch.empty(len(samples), dtype=torch.int64, device=device)
+        self._choose(logits, rows_of_samples, targets, sampled, plain)
+        self._device_rows.store(rows_of_samples, targets, sampled)
+        return sampled, logits
+
+    def _forward(self, batch: PackedBatch) -> Tensor:
+        metadata = self._attention.prepare(batch)
+        if isinstance(self._attention, TritonAttention):
+            return self.model.forward(batch.token_ids, batch.positions, attend_with(self._attention, metadata))
+
+        def attend(qkv: Tensor, layer: int, rotary: Rotary, at: Any) -> Tensor:
+            rotary.rotate_(qkv, at)
+            return self._attention.attend(qkv, layer, metadata)
+
+        return self.model.forward(batch.token_ids, batch.positions, attend)
+
+    def _choose(self, logits: Tensor, rows: Tensor, positions: Tensor, sampled: Tensor, plain: bool) -> None:
+        if plain:
+            argmax(logits, out_tokens=sampled)
+            return
+        sample(
+            logits,
+            rows=rows,
+            positions=positions,
+            state=self._device_rows.sampling,
+            tokens=self._device_rows.tokens,
+            out_tokens=sampled,
+        )
+
+    @torch.inference_mode()
+    def _warm_up(self, config: EngineConfig) -> None:
+        """Compile all that any step will launch, and capture the graphs, so that neither happens while requests wait.
+
+        The steps made up for it have rows of nobody: they write nowhere, and read the pool's first block.
+        """
+        budget, size = config.scheduler.max_num_batched_tokens, self._rows.block_size
+        max_rows = config.scheduler.max_num_seqs
+        longest = min(budget, self.max_model_len)
+        lengths = sorted({min(length, longest) for length in (2, 3, 8, 16, 17, 33, 65, 129, 257, longest)})
+        for num_decodes in (0, min(3, max_rows - 1)):
+            for length in lengths:
+                lens = np.array([1] * num_decodes + [length], dtype=np.int64)
+                num_tokens = int(lens.sum())
+                nobody = torch.full((num_tokens,), -1, dtype=torch.int64, device=self.parts.device)
+                batch = PackedBatch(
+                    token_ids=torch.zeros_like(nobody),
+                    positions=torch.zeros_like(nobody),
+                    slot_mapping=nobody,
+                    cu_seqlens_q=np.concatenate([[0], np.cumsum(lens)]).astype(np.int32),
+                    context_lens=lens,
+                    block_table=np.zeros((len(lens), -(-length // size)), dtype=np.int32),
+                    sample_indices=nobody,
+                )
+                if isinstance(self._attention, TritonAttention):
+                    self._forward(batch)
+        for num_rows in (1, 2, max_rows):
+            nobody = torch.full((num_rows,), -1, dtype=torch.int32, device=self.parts.device)
+            logits = self.model.compute_logits(
+                torch.zeros((num_rows, self.model.spec.hidden_size), dtype=self.parts.dtype, device=self.parts.device)
+            )
+            sampled = torch.empty(num_rows, dtype=torch.int64, device=self.parts.device)
+            for plain in (False, True):
+                self._choose(logits, nobody, nobody, sampled, plain)
+        if self._step is not None and config.execution.cuda_graphs is not False:
+            self._graphs = DecodeGraphs(self._step, self._sizes)
+        elif self._step is not None:
+            for num_rows in self._sizes:
+                for plain in (False, True):
+                    self._step.compute(num_rows, plain)
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+
+    def _record(self) -> Any:
+        if not self._on_gpu:
+            return None
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def new_compilations(self) -> int:
+        """Kernels compiled since the last call."""
+        before, self._compiled = self._compiled, num_compilations()
+        return self._compiled - before
+
+    def failed(self, chunk: Chunk) -> SampledTokens:
+        return failed(chunk, self._path, self.parts.dtype)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Flight:
+    """A step on its way: what to wait for, and whose tokens they are."""
+
+    runner: DeviceRunner
+    # Requests that sample, in the plan's order, and their chunks in that of `sampled`.
+    order: list[int]
+    chunks: list[Chunk]
+    # [num_samples] int64 on the host
+    sampled: Tensor
+    logprobs: _Logprobs | None
+    begun: Any
+    ended: Any
+
+    def wait(self) -> StepResult:
+        if self.ended is not None:
+            self.ended.synchronize()
+        told = {} if self.logprobs is None else self.logprobs.of_rows()
+        by_request = {}
+        for i, (chunk, token_id) in enumerate(zip(self.chunks, self.sampled.tolist(), strict=True)):
+            by_request[chunk.request_id] = (
+                self.runner.failed(chunk)
+                if token_id < 0
+                else SampledTokens(
+                    request_id=chunk.request_id, token_ids=(token_id,), logprobs=(told[i],) if i in told else ()
+                )
+            )
+        return StepResult(
+            samples=tuple(by_request[request_id] for request_id in self.order),
+            device_s=None if self.ended is None else self.begun.elapsed_time(self.ended) / 1000,
+            num_compilations=self.runner.new_compilations(),
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Logprobs:
+    """Raw logprobs of the rows that asked for some, on their way to the host."""
+
+    # (row of the step, how many likeliest)
+    asked: list[tuple[int, int]]
+    # [len(asked), 1 + most that any asked for]
+    token_ids: Tensor
+    values: Tensor
+
+    @classmethod
+    def start(cls, logits: Tensor, sampled: Tensor, asked: list[tuple[int, int]]) -> _Logprobs | None:
+        if not asked:
+            return None
+        rows = upload(np.array([row for row, _ in asked], dtype=np.int64), logits.device)
+        ids, values = logprobs(
+            logits.index_select(0, rows),
+            sampled.index_select(0, rows),
+            num_likeliest=max(number for _, number in asked),
+        )
+        return cls(asked=asked, token_ids=download(ids), values=download(values))
+
+    def of_rows(self) -> dict[int, dict[int, float]]:
+        table = zip(self.asked, self.token_ids.tolist(), self.values.tolist(), strict=True)
+        return {row: dict(zip(ids[: 1 + k], values[: 1 + k], strict=True)) for (row, k), ids, values in table}

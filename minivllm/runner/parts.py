@@ -1,0 +1,196 @@
+"""What every runner on a real device is made of: the model, the K/V pool and the attention that reads it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from minivllm.attention.base import AttentionBackend, AttentionShape
+from minivllm.config import EngineConfig
+from minivllm.layers.base import LayerOps, Rotary
+from minivllm.models import load_model
+from minivllm.models.folder import read_spec
+from minivllm.models.llama import Llama, tensor_shapes
+from minivllm.models.loader import resolve_dtype
+from minivllm.quantization.none import Unquantized
+from minivllm.runner.base import MemoryReport
+from minivllm.runner.kernels import attention_of, make_ops, resolve_kernels
+from minivllm_kernels.cpu_memory import advise_huge_pages
+
+_CPU_POOL_BYTES = 256 * 1024 * 1024
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Parts:
+    """The parts, made to fit each other.
+
+    `kv_cache` is [num_layers, num_blocks, block_size, 2, num_kv_heads, head_dim].
+    """
+
+    device: torch.device
+    dtype: torch.dtype
+    kernels: str
+    ops: LayerOps
+    model: Llama
+    max_model_len: int
+    kv_cache: Tensor
+    attention: AttentionBackend
+
+    @property
+    def num_blocks(self) -> int:
+        return int(self.kv_cache.shape[1])
+
+    def memory(self) -> MemoryReport:
+        cuda = self.device.type == "cuda"
+        return MemoryReport(
+            weights_bytes=self.model.weights_bytes,
+            kv_cache_bytes=self.kv_cache.nbytes,
+            peak_allocated_bytes=torch.cuda.max_memory_allocated() if cuda else None,
+            peak_reserved_bytes=torch.cuda.max_memory_reserved() if cuda else None,
+        )
+
+    def copy_blocks(self, sources: Tensor, targets: Tensor) -> None:
+        """Copy K/V of whole blocks, [n] int64 each. None is both source and target: targets are fresh, and sources were
+        computed before."""
+        self.kv_cache.index_copy_(1, targets, self.kv_cache.index_select(1, sources))
+
+
+def make_parts(config: EngineConfig, kernels: str) -> Parts:
+    """Load the model and take the memory for its K/V.
+
+    Args:
+        config: the engine's.
+        kernels: what computes, as `resolve_kernels` says.
+
+    Raises:
+        ValueError: a model that cannot be loaded or is too large for the device, no memory for one block.
+    """
+    execution = config.execution
+    if execution.num_threads is not None:
+        torch.set_num_threads(execution.num_threads)
+    device = torch.device(execution.device)
+    dtype = resolve_dtype(config.model, device=execution.device, dtype=execution.dtype)
+    ops = make_ops(kernels)
+    if device.type == "cuda":
+        _check_weights_fit(config, dtype)
+    model = load_model(
+        config.model,
+        device=execution.device,
+        dtype=execution.dtype,
+        scheme=Unquantized(kernels=kernels, batch_invariant=execution.batch_invariant),
+        ops=ops,
+    )
+    spec = model.spec
+    max_model_len = spec.limit_length(config.model.max_model_len)
+    size = config.cache.block_size
+    bytes_per_block = spec.num_layers * size * 2 * spec.num_kv_heads * spec.head_dim * dtype.itemsize
+    kv_cache = torch.empty(
+        (
+            spec.num_layers,
+            _num_blocks(config, model, bytes_per_block, max_model_len, device),
+            size,
+            2,
+            spec.num_kv_heads,
+            spec.head_dim,
+        ),
+        dtype=dtype,
+        device=device,
+    )
+    if device.type == "cpu":
+        advise_huge_pages(kv_cache)
+    # Masked keys are multiplied by 0, and 0 times a stray NaN is NaN.
+    kv_cache.zero_()
+    shape = AttentionShape(
+        num_layers=spec.num_layers,
+        num_heads=spec.num_heads,
+        num_kv_heads=spec.num_kv_heads,
+        head_dim=spec.head_dim,
+        block_size=size,
+        sliding_windows=spec.sliding_windows,
+        batch_invariant=execution.batch_invariant,
+    )
+    backend = execution.attention or attention_of(kernels)
+    return Parts(
+        device=device,
+        dtype=dtype,
+        kernels=kernels,
+        ops=ops,
+        model=model,
+        max_model_len=max_model_len,
+        kv_cache=kv_cache,
+        attention=backend.make("attention", shape=shape, kv_cache=kv_cache),
+    )
+
+
+def find_kernels(config: EngineConfig) -> str:
+    """Which kernels this engine computes with.
+
+    Raises:
+        ValueError: the device is not there, or the kernels cannot compute on it.
+    """
+    execution = config.execution
+    if execution.device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("execution.device='cuda': torch sees no GPU on this machine; choose execution.device=cpu")
+    dtype = resolve_dtype(config.model, device=execution.device, dtype=execution.dtype)
+    return resolve_kernels(execution, dtype)
+
+
+def _check_weights_fit(config: EngineConfig, dtype: torch.dtype) -> None:
+    shapes = tensor_shapes(read_spec(config.model))
+    needed = sum(math.prod(shape) for shape in shapes.values()) * dtype.itemsize
+    free, total = torch.cuda.mem_get_info()
+    if needed > free:
+        raise ValueError(
+            f"model.path={config.model.path!r}: its weights take {needed / 2**30:.1f} GiB, and of the GPU's "
+            f"{total / 2**30:.1f} GiB {free / 2**30:.1f} are free: choose a smaller model, or execution.device=cpu"
+        )
+
+
+def _num_blocks(
+    config: EngineConfig, model: Llama, bytes_per_block: int, max_model_len: int, device: torch.device
+) -> int:
+    """Blocks of the pool: as asked, or as many as its memory holds, but no more than could ever be used."""
+    cache = config.cache
+    if cache.num_blocks is not None:
+        return cache.num_blocks
+    most = config.scheduler.max_num_seqs * math.ceil(max_model_len / cache.block_size)
+    if cache.memory_bytes is not None:
+        num_bytes, key = cache.memory_bytes, f"cache.memory_bytes={cache.memory_bytes}"
+    elif device.type == "cuda":
+        num_bytes = _free_bytes(config, model, device)
+        key = f"cache.gpu_memory_fraction={cache.gpu_memory_fraction}, which leaves {num_bytes} bytes for K/V"
+    else:
+        num_bytes, key = _CPU_POOL_BYTES, "cache.memory_bytes"
+    affordable = num_bytes // bytes_per_block
+    if affordable < 1:
+        raise ValueError(f"{key}: must hold one block of {cache.block_size} tokens, {bytes_per_block} bytes")
+    return min(affordable, most)
+
+
+def _free_bytes(config: EngineConfig, model: Llama, device: torch.device) -> int:
+    """What the fraction of the GPU leaves beside the weights and the largest step, which is run once to see."""
+    spec = model.spec
+    num_tokens = config.scheduler.max_num_batched_tokens
+    q_size = spec.num_heads * spec.head_dim
+
+    def attend(qkv: Tensor, layer: int, rotary: Rotary, at: Any) -> Tensor:
+        return qkv[:, :q_size].contiguous()
+
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    with torch.inference_mode():
+        positions = torch.arange(num_tokens, device=device) % min(model.max_len, num_tokens)
+        hidden = model.forward(torch.zeros_like(positions), positions, attend)
+        model.compute_logits(hidden[: config.scheduler.max_num_seqs]).float()
+        del hidden
+    torch.cuda.synchronize()
+    step_bytes = torch.cuda.max_memory_allocated() - before
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    free, total = torch.cuda.mem_get_info()
+    return max(0, int(free - (1 - config.cache.gpu_memory_fraction) * total) - step_bytes)
