@@ -191,26 +191,13 @@ class DeviceRunner:
 
         The steps made up for it have rows of nobody: they write nowhere, and read the pool's first block.
         """
-        budget, size = config.scheduler.max_num_batched_tokens, self._rows.block_size
-        max_rows = config.scheduler.max_num_seqs
-        longest = min(budget, self.max_model_len)
-        lengths = sorted({min(length, longest) for length in (2, 3, 8, 16, 17, 33, 65, 129, 257, longest)})
-        for num_decodes in (0, min(3, max_rows - 1)):
-            for length in lengths:
-                lens = np.array([1] * num_decodes + [length], dtype=np.int64)
-                num_tokens = int(lens.sum())
-                nobody = torch.full((num_tokens,), -1, dtype=torch.int64, device=self.parts.device)
-                batch = PackedBatch(
-                    token_ids=torch.zeros_like(nobody),
-                    positions=torch.zeros_like(nobody),
-                    slot_mapping=nobody,
-                    cu_seqlens_q=np.concatenate([[0], np.cumsum(lens)]).astype(np.int32),
-                    context_lens=lens,
-                    block_table=np.zeros((len(lens), -(-length // size)), dtype=np.int32),
-                    sample_indices=nobody,
-                )
-                if isinstance(self._attention, TritonAttention):
-                    self._forward(batch)
+        max_rows, most_blocks = self._rows.block_table.shape
+        longest = min(config.scheduler.max_num_batched_tokens, self.max_model_len)
+        if isinstance(self._attention, TritonAttention):
+            # Kernels are chosen by how long the longest chunk is, and by how long a context could be.
+            for length in sorted({min(length, longest) for length in (1, 2, 3, 8, 16, 17, 33, 65, 129, 257, longest)}):
+                for num_blocks in {-(-length // self._rows.block_size), most_blocks}:
+                    self._forward(self._made_up_batch([1] * min(3, max_rows - 1) + [length], num_blocks))
         for num_rows in (1, 2, max_rows):
             nobody = torch.full((num_rows,), -1, dtype=torch.int32, device=self.parts.device)
             logits = self.model.compute_logits(
@@ -227,6 +214,18 @@ class DeviceRunner:
                     self._step.compute(num_rows, plain)
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
+
+    def _made_up_batch(self, lens: list[int], num_blocks: int) -> PackedBatch:
+        nobody = torch.full((sum(lens),), -1, dtype=torch.int64, device=self.parts.device)
+        return PackedBatch(
+            token_ids=torch.zeros_like(nobody),
+            positions=torch.zeros_like(nobody),
+            slot_mapping=nobody,
+            cu_seqlens_q=np.concatenate([[0], np.cumsum(lens)]).astype(np.int32),
+            context_lens=np.array(lens, dtype=np.int64),
+            block_table=np.zeros((len(lens), num_blocks), dtype=np.int32),
+            sample_indices=nobody,
+        )
 
     def _record(self) -> Any:
         if not self._on_gpu:

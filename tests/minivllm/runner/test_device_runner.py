@@ -45,7 +45,7 @@ def _greedy(num_tokens: int = 4, **more: Any) -> SamplingParams:
         {},
         {"overlap": True},
         # Too few blocks for all: preemption while the host runs ahead.
-        {"overlap": True, "num_blocks": 5, "prefix_caching": False},
+        {"overlap": True, "num_blocks": 10, "block_size": 2, "prefix_caching": False},
         # Prompts in pieces beside decodes.
         {"overlap": True, "max_num_batched_tokens": 4, "block_size": 16},
         {"batch_invariant": True},
@@ -59,7 +59,7 @@ def test_greedy_tokens_are_those_of_transformers(folder: Path, options: dict[str
     for got, prompt in zip(_generate(llm, PROMPTS, _greedy()), PROMPTS, strict=True):
         wanted, gaps = oracle.greedy(tuple(prompt), 4)
         assert first_wrong(got, wanted, gaps) == "equal"
-    assert (llm.engine.scheduler.num_preemptions > 0) == (options.get("num_blocks") == 5)
+    assert (llm.engine.scheduler.num_preemptions > 0) == (options.get("num_blocks") == 10)
     llm.engine.check()
 
 
