@@ -13,6 +13,7 @@ from tiny import VOCAB_SIZE, Oracle, first_wrong, save_tiny_llama
 from minivllm import LLM, SamplingParams
 from minivllm.config import Component
 from minivllm.runner.decode import batch_buckets
+from minivllm.runner.device_rows import Need
 from minivllm.runner.device_runner import DeviceRunner
 
 TORCH_ATTENTION = Component(target="minivllm.attention.torch_backend.TorchAttention")
@@ -106,9 +107,9 @@ class _PaddedSteps:
         self._step = runner._step
         self.sizes: set[int] = set()
 
-    def replay(self, size: int, plain: bool) -> Any:
+    def replay(self, size: int, need: Need) -> Any:
         self.sizes.add(size)
-        return self._step.compute(size, plain)
+        return self._step.compute(size, need)
 
 
 def test_rows_that_pad_a_batch_change_nothing(folder: Path) -> None:
