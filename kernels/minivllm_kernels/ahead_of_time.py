@@ -25,8 +25,9 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, make_backend
 from triton.runtime.jit import create_function_from_signature
 
-# Ampere (A100) and Hopper (H100, H200).
+# Ampere (A100) and Hopper (H100, H200), and the shared memory that a program can ask for there.
 ARCHITECTURES = (80, 90)
+MAX_SHARED_BYTES = {80: 166_912, 90: 232_448}
 _INTERPRETS = "TRITON_INTERPRET is set: Triton interprets, and compiles nothing"
 
 
@@ -43,6 +44,7 @@ class Specialisation:
         num_warps, num_stages: as at the launch.
         max_spill_bytes: what a thread may keep outside of registers, its budget.
         wgmma: whether the sm_90 code must multiply with Hopper's own instruction.
+        architectures: those that it is written for.
     """
 
     name: str
@@ -54,6 +56,7 @@ class Specialisation:
     num_stages: int = 3
     max_spill_bytes: int = 0
     wgmma: bool = False
+    architectures: tuple[int, ...] = ARCHITECTURES
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -76,6 +79,7 @@ def launches_of(
     *args: Any,
     max_spill_bytes: int = 0,
     wgmma: bool = False,
+    architectures: tuple[int, ...] = ARCHITECTURES,
     **kwargs: Any,
 ) -> list[Specialisation]:
     """What a function launches, without launching it: each kernel's arguments as Triton itself sorts them.
@@ -83,7 +87,7 @@ def launches_of(
     Args:
         name: of the specialisation; where several kernels are launched, each one's own name is appended.
         launch: called with args and kwargs, whose tensors are on `meta`.
-        max_spill_bytes, wgmma: budgets, of every kernel launched.
+        max_spill_bytes, wgmma, architectures: as in `Specialisation`, for every kernel launched.
     """
     assert not triton.knobs.runtime.interpret, _INTERPRETS
     seen: list[tuple[Any, dict[str, Any], list[tuple[str, Any]], dict[str, Any]]] = []
@@ -116,6 +120,7 @@ def launches_of(
                 aligned=tuple(key for key, (kind, attr) in of.items() if kind != "constexpr" and "D" in (attr or "")),
                 max_spill_bytes=max_spill_bytes,
                 wgmma=wgmma,
+                architectures=architectures,
                 **options,
             )
         )
@@ -149,6 +154,8 @@ def broken_budgets(specialisation: Specialisation, compiled: Compiled) -> list[s
     broken = []
     if compiled.spill_bytes > specialisation.max_spill_bytes:
         broken.append(f"spills {compiled.spill_bytes} bytes, {specialisation.max_spill_bytes} allowed")
+    if compiled.shared_bytes > (limit := MAX_SHARED_BYTES[compiled.architecture]):
+        broken.append(f"wants {compiled.shared_bytes} bytes of shared memory, of {limit}")
     if specialisation.wgmma and compiled.architecture == 90 and not compiled.num_wgmma:
         broken.append("has no wgmma")
     return broken
