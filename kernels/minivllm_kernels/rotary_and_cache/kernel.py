@@ -87,7 +87,8 @@ def _heads(
             wide = normed.to(x.dtype).to(tl.float32)
         first, second = tl.split(tl.reshape(wide, (ROWS, BLOCK_D // 2, 2)))
         cos, sin = tl.split(tl.reshape(turn, (ROWS, BLOCK_D // 2, 2)))
-        turned = tl.join(first * cos - second * sin, second * cos + first * sin)
+        # Which product is fused with the sum is said, not left to the compiler, so that tiles cannot differ by it.
+        turned = tl.join(tl.fma(-second, sin, first * cos), tl.fma(first, sin, second * cos))
         x = tl.reshape(turned, (ROWS, BLOCK_D)).to(x.dtype)
         tl.store(at, x, mask=mask)
     if CACHE_INDEX is not None:
