@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -20,13 +21,22 @@ from minivllm_kernels.prepare_inputs.reference import (
     store_tokens_reference_,
 )
 
+# Where a GPU is, it is what runs them.
+DEVICE = "cpu" if os.environ.get("TRITON_INTERPRET") == "1" else "cuda"
 # What no function may leave where it writes, nor touch where it does not.
 POISON = -77
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _on_the_device() -> Iterator[None]:
+    torch.set_default_device(DEVICE)
+    yield
+    torch.set_default_device(None)
+
+
 def _make_store(max_rows: int, max_len: int, block_size: int, seed: int) -> tuple[Tensor, Tensor]:
     """Tokens, and a table whose rows end in -1 at different columns."""
-    draws = torch.Generator().manual_seed(seed)
+    draws = torch.Generator(DEVICE).manual_seed(seed)
     tokens = torch.randint(0, 150_000, (max_rows, max_len + 1), generator=draws, dtype=torch.int32)
     columns = -(-max_len // block_size)
     table = torch.randperm(max_rows * columns, generator=draws).view(max_rows, columns).to(torch.int32)
@@ -91,7 +101,7 @@ def test_tables_wider_than_a_program_are_copied_up_to_the_context() -> None:
 @pytest.mark.parametrize("num_tokens", [1, 127, 130])
 def test_packed_tokens_are_gathered_as_defined(num_tokens: int, dtype: torch.dtype) -> None:
     tokens, table = _make_store(6, 40, 8, seed=num_tokens)
-    draws = torch.Generator().manual_seed(num_tokens)
+    draws = torch.Generator(DEVICE).manual_seed(num_tokens)
     rows = torch.randint(-1, 6, (num_tokens,), generator=draws, dtype=torch.int32)
     rows[-1] = -1 if num_tokens > 1 else 3
     positions = torch.randint(0, 41, (num_tokens,), generator=draws).to(dtype)
@@ -108,7 +118,7 @@ def test_packed_tokens_are_gathered_as_defined(num_tokens: int, dtype: torch.dty
 @pytest.mark.parametrize("count", [1, 5, 131])
 def test_sampled_tokens_are_stored_where_they_belong(count: int) -> None:
     tokens, _ = _make_store(140, 12, 4, seed=1)
-    draws = torch.Generator().manual_seed(count)
+    draws = torch.Generator(DEVICE).manual_seed(count)
     rows = torch.randperm(140, generator=draws)[:count].to(torch.int32)
     rows[1::3] = -1
     positions = torch.randint(0, 13, (count,), generator=draws, dtype=torch.int32)
@@ -124,7 +134,7 @@ def test_sampled_tokens_are_stored_where_they_belong(count: int) -> None:
 @pytest.mark.parametrize("count", [1, 5, 131])
 def test_tables_are_updated_in_single_entries(count: int) -> None:
     _, table = _make_store(40, 32, 4, seed=2)
-    draws = torch.Generator().manual_seed(count)
+    draws = torch.Generator(DEVICE).manual_seed(count)
     places = torch.randperm(table.numel(), generator=draws)[:count].to(torch.int32)
     rows, columns = places // table.shape[1], places % table.shape[1]
     rows[1::4] = -1

@@ -64,9 +64,9 @@ def _heads(
     BLOCK_SIZE: tl.constexpr,
     LARGEST: tl.constexpr,
 ):
-    rows = pid.to(tl.int64) * ROWS + tl.arange(0, ROWS)
-    token = rows // COUNT
-    head = (rows % COUNT).to(tl.int32)
+    rows = pid * ROWS + tl.arange(0, ROWS)
+    token = (rows // COUNT).to(tl.int64)
+    head = rows % COUNT
     mask_row = token < num_tokens
     offs_d = tl.arange(0, BLOCK_D)
     mask = mask_row[:, None] & (offs_d < HEAD_DIM)[None, :]
