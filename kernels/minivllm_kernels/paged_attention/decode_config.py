@@ -60,13 +60,13 @@ class DecodeConfig:
         assert 1 <= self.min_split_size <= self.max_split_size, "no split fits"
 
 
-def block_n_for(head_dim: int, kv_itemsize: int) -> int:
-    """Keys of a tile of about 32 KB, given the padded size of a head and the bytes of an element of the cache."""
-    return max(16, min(128, _TILE_BYTES // (2 * head_dim * kv_itemsize)))
+def block_n_for(head_dim: int, itemsize: int) -> int:
+    """Keys of a tile of about 32 KB, given the padded size of a head and the of an element of a tile, in bytes: as in the cache, or 4 where float32 is computed with."""
+    return max(16, min(128, _TILE_BYTES // (2 * head_dim * itemsize)))
 
 
 @lru_cache(maxsize=4096)
-def decode_config(*, num_pairs: int, max_keys: int, head_dim: int, kv_itemsize: int, num_sms: int) -> DecodeConfig:
+def decode_config(*, num_pairs: int, max_keys: int, head_dim: int, itemsize: int, num_sms: int) -> DecodeConfig:
     """For the least time at one batch size.
 
     One wave of programs that are all resident, where the pairs alone do not make one; contexts of other lengths than
@@ -76,11 +76,11 @@ def decode_config(*, num_pairs: int, max_keys: int, head_dim: int, kv_itemsize: 
         num_pairs: requests times key/value heads.
         max_keys: of the longest context, an upper bound: the lengths are on the device.
         head_dim: padded to a power of two.
-        kv_itemsize: bytes of an element of the cache.
+        itemsize: of an element of a tile, in bytes: as in the cache, or 4 where float32 is computed with.
         num_sms: of the GPU.
     """
-    block_n, num_stages = block_n_for(head_dim, kv_itemsize), 3
-    shared_bytes = (num_stages - 1) * 2 * block_n * head_dim * kv_itemsize + _OTHER_SHARED_BYTES
+    block_n, num_stages = block_n_for(head_dim, itemsize), 3
+    shared_bytes = (num_stages - 1) * 2 * block_n * head_dim * itemsize + _OTHER_SHARED_BYTES
     resident = num_sms * max(1, min(4, _SHARED_BYTES // shared_bytes))
     shape = DecodeConfig(block_n=block_n, num_stages=num_stages, num_splits=1, even_splits=1)
     useful = -(-max_keys // shape.min_split_size)
@@ -92,7 +92,7 @@ def decode_config(*, num_pairs: int, max_keys: int, head_dim: int, kv_itemsize: 
 
 
 @lru_cache(maxsize=256)
-def batch_invariant_decode_config(*, max_keys: int, head_dim: int, kv_itemsize: int) -> DecodeConfig:
+def batch_invariant_decode_config(*, max_keys: int, head_dim: int, itemsize: int) -> DecodeConfig:
     """The same for every batch: splits of 256 keys, longer ones only where a context has more than 32 of them.
 
     `max_keys` spares launches where contexts are short; it does not change how a context is split.
@@ -100,7 +100,7 @@ def batch_invariant_decode_config(*, max_keys: int, head_dim: int, kv_itemsize: 
     size, most = 256, 32
     num_splits = max(1, min(-(-max_keys // size), most))
     return DecodeConfig(
-        block_n=block_n_for(head_dim, kv_itemsize),
+        block_n=block_n_for(head_dim, itemsize),
         num_splits=num_splits,
         even_splits=num_splits,
         min_split_size=size,

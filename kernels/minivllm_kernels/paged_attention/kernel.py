@@ -46,9 +46,12 @@ from minivllm_kernels.paged_attention.decode_config import (
 # Partial results in registers while they are merged: 64 floats a thread, all asked for at once.
 _MERGE_ELEMENTS = 8192
 _FLOAT_TYPES = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32"}
+# Probabilities times scales of V are kept this many times larger: in float16 they would lose digits below 6e-5. Scales
+# may be as large as 1023.
+V_UNIT = tl.constexpr(64.0)
 # Arguments that change as a batch goes on: nothing is recompiled for their sake.
 _COUNTERS = ["stride_table_row", "even_splits"]
-_TYPES = {**_FLOAT_TYPES, torch.int8: "i8", torch.float8_e4m3fn: "fp8e4nv", torch.int32: "i32"}
+_TYPES = {**_FLOAT_TYPES, torch.int16: "i16", torch.int32: "i32"}
 
 
 def paged_decode(
@@ -120,9 +123,14 @@ def _choose(q: Tensor, kv_cache: Tensor, block_table: Tensor, sliding_window: in
         num_pairs=q.shape[0] * kv_cache.shape[3],
         max_keys=max_keys if sliding_window is None else min(max_keys, sliding_window),
         head_dim=triton.next_power_of_2(q.shape[2]),
-        kv_itemsize=kv_cache.dtype.itemsize,
+        itemsize=_itemsize(q, kv_cache),
         num_sms=num_sms_of(q.device),
     )
+
+
+def _itemsize(q: Tensor, kv_cache: Tensor) -> int:
+    """Bytes that a number of a tile takes, in shared memory or, where products are made in float32, in registers."""
+    return 4 if q.dtype is torch.float32 else kv_cache.dtype.itemsize
 
 
 def _arguments(
@@ -143,14 +151,15 @@ def _arguments(
     assert out.shape == q.shape and out.is_contiguous() and out.dtype == q.dtype
     assert sliding_window is None or sliding_window >= 1
     assert counters is None or counters.numel() >= num_rows * num_kv_heads
-    scale_strides = (0, 0, 0)
+    strides, scale_strides = kv_cache.stride(), (0, 0, 0)
     if kv_scales is not None:
         assert kv_scales.shape == kv_cache.shape[:4] and kv_scales.dtype == torch.float32 and kv_scales.stride(3) == 1
         scale_strides = kv_scales.stride()[:3]
+        strides = kv_cache.view(torch.int16).stride()
     block_d, block_h = triton.next_power_of_2(head_dim), triton.next_power_of_2(group_size)
     return {
         "q_ptr": q,
-        "kv_ptr": kv_cache,
+        "kv_ptr": kv_cache if kv_scales is None else kv_cache.view(torch.int16),
         "kv_scales_ptr": kv_scales,
         "block_table_ptr": block_table,
         "context_lens_ptr": context_lens,
@@ -161,10 +170,10 @@ def _arguments(
         # Scores in powers of 2.
         "qk_scale": scale * math.log2(math.e),
         "stride_q_row": q.stride(0),
-        "stride_kv_block": kv_cache.stride(0),
-        "stride_kv_slot": kv_cache.stride(1),
-        "stride_kv_half": kv_cache.stride(2),
-        "stride_kv_head": kv_cache.stride(3),
+        "stride_kv_block": strides[0],
+        "stride_kv_slot": strides[1],
+        "stride_kv_half": strides[2],
+        "stride_kv_head": strides[3],
         "stride_scales_block": scale_strides[0],
         "stride_scales_slot": scale_strides[1],
         "stride_scales_half": scale_strides[2],
@@ -173,6 +182,9 @@ def _arguments(
         "GROUP_SIZE": group_size,
         "HEAD_DIM": head_dim,
         "BLOCK_SIZE": block_size,
+        "KV_FLOAT8": kv_cache.dtype is torch.float8_e4m3fn,
+        # The interpreter knows no PTX.
+        "PTX": not triton.knobs.runtime.interpret,
         "SLIDING_WINDOW": sliding_window,
         "MIN_TILES": triton.cdiv(config.min_split_size, config.block_n),
         "MAX_TILES": triton.cdiv(config.max_split_size, config.block_n),
@@ -226,6 +238,55 @@ def _merge_splits(
     tl.store(out_ptr + offs_g[:, None] * HEAD_DIM + offs_d[None, :], acc, mask=mask_gd)
 
 
+# Two int16 in a register give two pairs of float16: 1.25 (int8) and 1.75 (fp8) instructions a number, where the same
+# words in Triton, half a register at a time, take 2.5 and 3.5, more than an SM has time for at full bandwidth.
+_UNPACK_INT8 = tl.constexpr("""{
+    .reg .b32 high, bias;
+    mov.b32 bias, 0x64806480;
+    shr.u32 high, $2, 8;
+    lop3.b32 $0, $2, 0x00ff00ff, bias, 0x6a;
+    lop3.b32 $1, high, 0x00ff00ff, bias, 0x6a;
+    sub.f16x2 $0, $0, bias;
+    sub.f16x2 $1, $1, bias;
+}""")
+_UNPACK_FLOAT8 = tl.constexpr("""{
+    .reg .b32 digits, sign, low;
+    shl.b32 digits, $2, 7;
+    shl.b32 sign, $2, 8;
+    and.b32 digits, digits, 0x3f803f80;
+    lop3.b32 low, sign, 0x80008000, digits, 0xea;
+    shr.u32 digits, $2, 1;
+    and.b32 digits, digits, 0x3f803f80;
+    lop3.b32 $1, $2, 0x80008000, digits, 0xea;
+    mov.b32 $0, low;
+}""")
+
+
+@triton.jit
+def _unpack(pairs, FLOAT8: tl.constexpr, PTX: tl.constexpr):
+    """The low and the high bytes of int16 numbers, each an int8 or a float8_e4m3fn over 256, exactly, in float16.
+
+    In bits: an e4m3 is a float16 with fewer digits and another bias. An integer u in [0, 256) over the last digits of
+    1024 is 1024 + u, and a signed byte with its first bit turned is u = 128 + the byte. PTX says the same by the word.
+    """
+    if FLOAT8:
+        if PTX:
+            return tl.inline_asm_elementwise(
+                _UNPACK_FLOAT8, "=r,=r,r", [pairs], dtype=(tl.float16, tl.float16), is_pure=True, pack=2
+            )
+        low = ((pairs & 0x80) << 8) | ((pairs & 0x7F) << 7)
+        high = (pairs & -0x8000) | ((pairs & 0x7F00) >> 1)
+        return low.to(tl.float16, bitcast=True), high.to(tl.float16, bitcast=True)
+    else:
+        if PTX:
+            return tl.inline_asm_elementwise(
+                _UNPACK_INT8, "=r,=r,r", [pairs], dtype=(tl.float16, tl.float16), is_pure=True, pack=2
+            )
+        low = (pairs & 0xFF) ^ 0x6480
+        high = ((pairs >> 8) & 0xFF) ^ 0x6480
+        return low.to(tl.float16, bitcast=True) - 1152.0, high.to(tl.float16, bitcast=True) - 1152.0
+
+
 @triton.jit(do_not_specialize=_COUNTERS)
 def _paged_decode_kernel(
     q_ptr, kv_ptr, kv_scales_ptr, block_table_ptr, context_lens_ptr, out_ptr,
@@ -236,7 +297,7 @@ def _paged_decode_kernel(
     stride_q_row, stride_kv_block, stride_kv_slot, stride_kv_half, stride_kv_head,
     stride_scales_block, stride_scales_slot, stride_scales_half, stride_table_row,
     even_splits,
-    GROUP_SIZE: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_SIZE: tl.constexpr, SLIDING_WINDOW: tl.constexpr,
+    GROUP_SIZE: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_SIZE: tl.constexpr, KV_FLOAT8: tl.constexpr, PTX: tl.constexpr, SLIDING_WINDOW: tl.constexpr,
     MIN_TILES: tl.constexpr, MAX_TILES: tl.constexpr,
     BLOCK_G: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
     MERGE_S: tl.constexpr, MERGE_G: tl.constexpr,
@@ -266,13 +327,27 @@ def _paged_decode_kernel(
     end = tl.minimum(first + split_tiles * BLOCK_N, context_len)
 
     offs_g, offs_n, offs_d = tl.arange(0, BLOCK_G), tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_D)
-    mask_d = offs_d < HEAD_DIM
-    mask_gd = (offs_g[:, None] < GROUP_SIZE) & mask_d[None, :]
+    mask_gd = (offs_g[:, None] < GROUP_SIZE) & (offs_d[None, :] < HEAD_DIM)
     # Of a head of the group, within q of one row, out of one row, or one split of partial_acc.
     offs_gd = offs_g[:, None] * HEAD_DIM + offs_d[None, :]
-    q = tl.load(
-        q_ptr + row * stride_q_row + kv_head * (GROUP_SIZE * HEAD_DIM) + offs_gd, mask=mask_gd, other=0.0
-    )  # [BLOCK_G, BLOCK_D]
+    q_ptr += row * stride_q_row + kv_head * (GROUP_SIZE * HEAD_DIM)
+    q = tl.load(q_ptr + offs_gd, mask=mask_gd, other=0.0)  # [BLOCK_G, BLOCK_D]
+    # An 8-bit cache is read as pairs of neighbours; even and odd dimensions then have products of their own.
+    PAIRED: tl.constexpr = kv_scales_ptr is not None
+    WIDTH: tl.constexpr = HEAD_DIM // 2 if PAIRED else HEAD_DIM
+    BLOCK_W: tl.constexpr = BLOCK_D // 2 if PAIRED else BLOCK_D
+    offs_w = tl.arange(0, BLOCK_W)
+    mask_w = offs_w < WIDTH
+    qk_scales = tl.full([BLOCK_G], 0.0, tl.float32) + qk_scale
+    if PAIRED:
+        if KV_FLOAT8:
+            qk_scales *= 256.0
+        if q.dtype == tl.bfloat16:
+            # Into the range of float16, the type of the products.
+            q_max = tl.maximum(tl.max(tl.abs(q.to(tl.float32)), 1), 1e-30)
+            q = (q.to(tl.float32) / q_max[:, None]).to(tl.float16)
+            qk_scales *= q_max
+        q, q_odd = tl.split(tl.reshape(q, [BLOCK_G, BLOCK_W, 2]))
 
     kv_ptr += kv_head * stride_kv_head
     block_table_ptr += row * stride_table_row
@@ -285,7 +360,9 @@ def _paged_decode_kernel(
         block_id = tl.load(block_table_ptr + (first // BLOCK_SIZE + offs_n // BLOCK_SIZE), mask=seen, other=0)
     m_i = tl.full([BLOCK_G], float("-inf"), tl.float32)
     l_columns = tl.zeros([BLOCK_G, BLOCK_N], tl.float32)
-    acc = tl.zeros([BLOCK_G, BLOCK_D], tl.float32)
+    acc = tl.zeros([BLOCK_G, BLOCK_W], tl.float32)
+    if PAIRED:
+        acc_odd = tl.zeros([BLOCK_G, BLOCK_W], tl.float32)
     for start in range(first, end, BLOCK_N):
         mask_n = start + offs_n < end
         if SLIDING_WINDOW is not None:
@@ -306,28 +383,39 @@ def _paged_decode_kernel(
         offs_key = offs_slot * stride_kv_slot
         # Slots that nobody wrote may hold NaN: zeros in their place.
         if BLOCK_SIZE >= BLOCK_N:
-            k_ptrs = tile_ptr + offs_key[None, :] + offs_d[:, None]
-            v_ptrs = tile_ptr + stride_kv_half + offs_key[:, None] + offs_d[None, :]
+            k_ptrs = tile_ptr + offs_key[None, :] + offs_w[:, None]
+            v_ptrs = tile_ptr + stride_kv_half + offs_key[:, None] + offs_w[None, :]
         else:
-            k_ptrs = (tile_ptr + offs_key)[None, :] + offs_d[:, None]
-            v_ptrs = (tile_ptr + offs_key)[:, None] + (stride_kv_half + offs_d)[None, :]
-        k = tl.load(k_ptrs, mask=mask_n[None, :] & mask_d[:, None], other=0.0)  # [BLOCK_D, BLOCK_N]
-        v = tl.load(v_ptrs, mask=mask_n[:, None] & mask_d[None, :], other=0.0)  # [BLOCK_N, BLOCK_D]
+            k_ptrs = (tile_ptr + offs_key)[None, :] + offs_w[:, None]
+            v_ptrs = (tile_ptr + offs_key)[:, None] + (stride_kv_half + offs_w)[None, :]
+        k = tl.load(k_ptrs, mask=mask_n[None, :] & mask_w[:, None], other=0)  # [BLOCK_W, BLOCK_N]
+        v = tl.load(v_ptrs, mask=mask_n[:, None] & mask_w[None, :], other=0)  # [BLOCK_N, BLOCK_W]
 
-        scores = tl.dot(q, k.to(q.dtype), input_precision="ieee") * qk_scale
-        if kv_scales_ptr is not None:
+        if PAIRED:
+            k_even, k_odd = _unpack(k, KV_FLOAT8, PTX)
+            scores = tl.dot(q, k_even.to(q.dtype), input_precision="ieee")
+            scores = tl.dot(q_odd, k_odd.to(q.dtype), scores, input_precision="ieee") * qk_scales[:, None]
             scale_ptrs = kv_scales_ptr + kv_head + block * stride_scales_block + offs_slot * stride_scales_slot
             scores *= tl.load(scale_ptrs, mask=mask_n, other=0.0)[None, :]
+        else:
+            scores = tl.dot(q, k, input_precision="ieee") * qk_scale
         scores = tl.where(mask_n[None, :], scores, float("-inf"))
         m_new = tl.maximum(m_i, tl.max(scores, 1))
         alpha = tl.exp2(m_i - m_new)
         p = tl.exp2(scores - m_new[:, None])
         l_columns = l_columns * alpha[:, None] + p
-        if kv_scales_ptr is not None:
-            p *= tl.load(scale_ptrs + stride_scales_half, mask=mask_n, other=0.0)[None, :]
-        acc = tl.dot(p.to(q.dtype), v.to(q.dtype), acc * alpha[:, None], input_precision="ieee")
+        if PAIRED:
+            v_scale = tl.load(scale_ptrs + stride_scales_half, mask=mask_n, other=0.0)
+            v_even, v_odd = _unpack(v, KV_FLOAT8, PTX)
+            p = (p * (v_scale * V_UNIT)[None, :]).to(q.dtype)
+            acc = tl.dot(p, v_even.to(q.dtype), acc * alpha[:, None], input_precision="ieee")
+            acc_odd = tl.dot(p, v_odd.to(q.dtype), acc_odd * alpha[:, None], input_precision="ieee")
+        else:
+            acc = tl.dot(p.to(q.dtype), v, acc * alpha[:, None], input_precision="ieee")
         m_i = m_new
     l_i = tl.sum(l_columns, 1)
+    if PAIRED:
+        acc = tl.reshape(tl.join(acc, acc_odd), [BLOCK_G, BLOCK_D]) * ((256.0 if KV_FLOAT8 else 1.0) / V_UNIT)
 
     out_ptr += pair * (GROUP_SIZE * HEAD_DIM)
     if num_active == 1:
@@ -366,7 +454,7 @@ def _specialisation(
     config = _choose(q, kv_cache, block_table, sliding_window)
     if invariant:
         block_d = triton.next_power_of_2(head_dim)
-        config = batch_invariant_decode_config(max_keys=max_keys, head_dim=block_d, kv_itemsize=kv_dtype.itemsize)
+        config = batch_invariant_decode_config(max_keys=max_keys, head_dim=block_d, itemsize=_itemsize(q, kv_cache))
     splits = None if config.num_splits == 1 else empty(1, dtype=torch.float32)
     arguments = _arguments(
         q, kv_cache, block_table, empty(num_rows, dtype=torch.int32), head_dim**-0.5, sliding_window,
@@ -418,5 +506,7 @@ def specialisations() -> Iterator[Specialisation]:
     yield spec("bf16-D128-G4-B16-W4096", dtype=brain, kv_dtype=brain, group_size=4, block_size=16, sliding_window=4096)
     yield spec("bf16-D128-G2-B16-invariant", dtype=brain, kv_dtype=brain, block_size=16, invariant=True)
     for name, dtype in (("fp16", half), ("bf16", brain), ("fp32", full)):
-        for block_size in (16, 256):
-            yield spec(f"{name}-int8-D128-G2-B{block_size}", dtype=dtype, kv_dtype=torch.int8, block_size=block_size)
+        for bits, kv_dtype in (("int8", torch.int8), ("fp8", torch.float8_e4m3fn)):
+            for block_size in (16, 256):
+                kinds = {"dtype": dtype, "kv_dtype": kv_dtype, "block_size": block_size}
+                yield spec(f"{name}-{bits}-D128-G4-B{block_size}", group_size=4, **kinds)
