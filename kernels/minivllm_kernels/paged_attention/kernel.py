@@ -164,7 +164,7 @@ def _merge_splits(
 
 # Two int16 in a register give two pairs of float16: 1.25 (int8) and 1.75 (fp8) instructions a number, where the same
 # words in Triton, half a register at a time, take 2.5 and 3.5, more than an SM has time for at full bandwidth.
-_UNPACK_INT8 = tl.constexpr("""{
+UNPACK_INT8_PTX = tl.constexpr("""{
     .reg .b32 high, bias;
     mov.b32 bias, 0x64806480;
     shr.u32 high, $2, 8;
@@ -173,7 +173,7 @@ _UNPACK_INT8 = tl.constexpr("""{
     sub.f16x2 $0, $0, bias;
     sub.f16x2 $1, $1, bias;
 }""")
-_UNPACK_FLOAT8 = tl.constexpr("""{
+UNPACK_FLOAT8_PTX = tl.constexpr("""{
     .reg .b32 digits, sign, low;
     shl.b32 digits, $2, 7;
     shl.b32 sign, $2, 8;
@@ -196,7 +196,7 @@ def _unpack(pairs, FLOAT8: tl.constexpr, PTX: tl.constexpr):
     if FLOAT8:
         if PTX:
             return tl.inline_asm_elementwise(
-                _UNPACK_FLOAT8, "=r,=r,r", [pairs], dtype=(tl.float16, tl.float16), is_pure=True, pack=2
+                UNPACK_FLOAT8_PTX, "=r,=r,r", [pairs], dtype=(tl.float16, tl.float16), is_pure=True, pack=2
             )
         low = ((pairs & 0x80) << 8) | ((pairs & 0x7F) << 7)
         high = (pairs & -0x8000) | ((pairs & 0x7F00) >> 1)
@@ -204,7 +204,7 @@ def _unpack(pairs, FLOAT8: tl.constexpr, PTX: tl.constexpr):
     else:
         if PTX:
             return tl.inline_asm_elementwise(
-                _UNPACK_INT8, "=r,=r,r", [pairs], dtype=(tl.float16, tl.float16), is_pure=True, pack=2
+                UNPACK_INT8_PTX, "=r,=r,r", [pairs], dtype=(tl.float16, tl.float16), is_pure=True, pack=2
             )
         low = (pairs & 0xFF) ^ 0x6480
         high = ((pairs >> 8) & 0xFF) ^ 0x6480
