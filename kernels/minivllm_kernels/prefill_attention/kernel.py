@@ -85,15 +85,14 @@ def _mask_scores(
 
 
 @triton.jit
-def _softmax_step(qk, m_i, l_i, qk_scale, GUARD: tl.constexpr):
+def _softmax_step(qk, m_i, l_i, GUARD: tl.constexpr):
     """Online softmax, base 2 (FlashAttention-2, arXiv 2307.08691, section 3.1): weights of this tile against the new
     maximum, and the factor of what was summed before. GUARD: a row may have seen no key yet."""
-    m_new = tl.maximum(m_i, tl.max(qk, 1) * qk_scale)
+    m_new = tl.maximum(m_i, tl.max(qk, 1))
     m_ref = m_new
     if GUARD:
         m_ref = tl.where(m_new == float("-inf"), 0.0, m_new)
-    # Fused by hand: a tile gives the same bits with and without a mask.
-    p = tl.math.exp2(tl.fma(qk, qk_scale, -m_ref[:, None]))
+    p = tl.math.exp2(qk - m_ref[:, None])
     alpha = tl.math.exp2(m_i - m_ref)
     return p, alpha, m_new, tl.fma(l_i, alpha, tl.sum(p, 1))
 
@@ -119,10 +118,12 @@ def _attend(
         blocks = _find_blocks(table_ptr, key + BLOCK_N, lo, hi, BLOCK_N, BLOCK_SIZE)
         qk = tl.dot(q, tl.trans(_to_float(k, q.dtype, FP8)), input_precision="ieee")
         if HAS_SCALES:
-            qk = qk * k_scale[None, :]
+            qk = tl.fma(qk, (k_scale * qk_scale)[None, :], 0.0)
+        else:
+            qk = tl.fma(qk, qk_scale, 0.0)
         if MASKED:
             qk = _mask_scores(qk, key, pos, hi, window, first_new, tree_ptrs, mask_m, BLOCK_N, HAS_WINDOW, HAS_TREE)
-        p, alpha, m_i, l_i = _softmax_step(qk, m_i, l_i, qk_scale, HAS_WINDOW or HAS_TREE)
+        p, alpha, m_i, l_i = _softmax_step(qk, m_i, l_i, HAS_WINDOW or HAS_TREE)
         if HAS_SCALES:
             p = p * v_scale[None, :]
         acc = acc * alpha[:, None]
@@ -150,10 +151,12 @@ def _attend_overlapped(
         blocks_v = _find_blocks(table_ptr, key, lo, hi, BLOCK_N, BLOCK_SIZE)
         blocks_k = _find_blocks(table_ptr, after + BLOCK_N, lo, hi, BLOCK_N, BLOCK_SIZE)
         acc = tl.dot(p.to(q.dtype), v, acc)
+        # Done with before the next product starts: otherwise its registers are copied while in flight, which serialises.
+        qk = tl.fma(qk, qk_scale, 0.0)
         qk_after = tl.dot(q, tl.trans(k))
         if MASKED:
             qk = _mask_scores(qk, key, pos, hi, window, first_new, tree_ptrs, mask_m, BLOCK_N, HAS_WINDOW, HAS_TREE)
-        p, alpha, m_i, l_i = _softmax_step(qk, m_i, l_i, qk_scale, HAS_WINDOW or HAS_TREE)
+        p, alpha, m_i, l_i = _softmax_step(qk, m_i, l_i, HAS_WINDOW or HAS_TREE)
         acc = acc * alpha[:, None]
         qk = qk_after
     return acc, m_i, l_i, p, qk
