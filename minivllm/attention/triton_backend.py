@@ -16,6 +16,7 @@ from torch import Tensor
 from minivllm.attention.base import AttentionShape, PackedBatch
 from minivllm.transfer import upload
 from minivllm_kernels.paged_attention.kernel import paged_decode
+from minivllm_kernels.prefill_attention.config import batch_invariant_config
 from minivllm_kernels.prefill_attention.kernel import prefill_attention
 
 MAX_HEAD_DIM = 256
@@ -80,6 +81,17 @@ class TritonAttention:
         # Where the splits of a request's keys count who is the last; every launch leaves zeros.
         self._counters = torch.zeros(_MAX_DECODES * shape.num_kv_heads, dtype=torch.int32, device=kv_cache.device)
         self._q_size = shape.num_heads * shape.head_dim
+        self._prefill_config = None
+        if shape.batch_invariant:
+            device = kv_cache.device
+            self._prefill_config = batch_invariant_config(
+                head_dim=shape.head_dim,
+                group_size=shape.num_heads // shape.num_kv_heads,
+                num_kv_heads=shape.num_kv_heads,
+                dtype_bytes=kv_cache.element_size(),
+                quantized=False,
+                hopper=device.type == "cuda" and torch.cuda.get_device_capability(device)[0] == 9,
+            )
 
     def prepare(self, batch: PackedBatch) -> TritonMetadata:
         """Metadata of a batch whose requests with one query come first; any batch is, of none of them."""
@@ -145,5 +157,6 @@ class TritonAttention:
                 scale=self._scale,
                 sliding_window=window,
                 out=out[num_decodes:],
+                config=self._prefill_config,
             )
         return out.view(num_tokens, self._q_size)

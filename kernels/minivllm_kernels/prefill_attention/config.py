@@ -27,6 +27,24 @@ class PrefillConfig:
     overlap: bool = False
 
 
+def batch_invariant_config(
+    *, head_dim: int, group_size: int, num_kv_heads: int, dtype_bytes: int, quantized: bool, hopper: bool
+) -> PrefillConfig:
+    """One configuration for batches of any shape, that of a single warp group: a query's bits depend on its keys alone,
+    whether it comes in a prompt, in a chunk or as a decode. Arguments as below."""
+    rows = 64 // group_size
+    return choose_config(
+        head_dim=head_dim,
+        group_size=group_size,
+        num_kv_heads=num_kv_heads,
+        num_tokens=rows,
+        max_query_len=rows,
+        dtype_bytes=dtype_bytes,
+        quantized=quantized,
+        hopper=hopper,
+    )
+
+
 def choose_config(
     *,
     head_dim: int,

@@ -234,7 +234,9 @@ def _prefill_attention(
     first_token = 0
     if not ONE_TILE:
         first_token = (tile - (first_query // TOKENS + request)) * TOKENS
-    if first_token >= num_queries:
+    context_len = tl.load(context_lens_ptr + request)
+    # A query without a context, not even its own key, pads the batch.
+    if (first_token >= num_queries) | (context_len == 0):
         return
 
     # Row m is token m // G of the tile and head m % G of the group.
@@ -248,7 +250,6 @@ def _prefill_attention(
     q = tl.load(q_ptr + ((rows * stride_q + columns)[:, None] + offs_d[None, :]), mask=mask_q, other=0.0)
 
     # Keys [lo, hi) are seen by some row, keys [full, full_end) by all, and `start` begins lo's tile.
-    context_len = tl.load(context_lens_ptr + request)
     first_new = context_len - num_queries
     first_pos = first_new + first_token
     pos = first_new + tokens
@@ -338,7 +339,7 @@ def prefill_attention(
             a power of two; this step's K and V are in it.
         block_table: [R, width] int32. Entries beyond a context, or before its window, are not read.
         cu_seqlens_q: [R + 1] int32.
-        context_lens: [R] int32.
+        context_lens: [R] int32; 0 is a padding row, whose output is not written.
         max_query_len: at least the queries of any request; the host's own count.
         scale: multiplies the scores.
         sliding_window: keys that a query sees, itself included; None is all.

@@ -112,9 +112,10 @@ class _PaddedSteps:
         return self._step.compute(size, need)
 
 
-def test_rows_that_pad_a_batch_change_nothing(folder: Path) -> None:
+@pytest.mark.parametrize("batch_invariant", [False, True])
+def test_rows_that_pad_a_batch_change_nothing(folder: Path, batch_invariant: bool) -> None:
     wanted = _generate(_make_llm(folder), PROMPTS, _greedy())
-    llm = _make_llm(folder, max_num_seqs=4, overlap=True)
+    llm = _make_llm(folder, max_num_seqs=4, overlap=True, batch_invariant=batch_invariant)
     runner = llm.engine.runner
     assert isinstance(runner, DeviceRunner)
     padded = _PaddedSteps(runner)
