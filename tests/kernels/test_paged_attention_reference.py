@@ -100,3 +100,20 @@ def test_a_table_that_is_too_short_is_our_mistake() -> None:
             torch.tensor([3], dtype=torch.int32),
             scale=1.0,
         )
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.float8_e4m3fn], ids=["int8", "fp8"])
+def test_scales_turn_an_8_bit_cache_into_its_values(dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(1)
+    lens, num_kv_heads, dim, block_size = [5, 1, 8], 2, 6, 4
+    numbers = [torch.randint(-7, 8, (length, num_kv_heads, dim), generator=generator).float() for length in lens]
+    cache, block_table = _make_cache(numbers, [n + 1 for n in numbers], block_size, generator)
+    written = ~cache.isnan()
+    stored = cache.nan_to_num(0).to(dtype)
+    scales = torch.rand(cache.shape[:4], generator=generator).masked_fill(~written.all(-1), torch.nan)
+    q = torch.randn(len(lens), 4, dim, generator=generator, dtype=torch.float64)
+    where = (block_table, torch.arange(len(lens) + 1, dtype=torch.int32), torch.tensor(lens, dtype=torch.int32))
+    out = paged_attention_reference(q, stored, *where, scale=0.4, kv_scales=scales)
+    values = stored.double() * scales[..., None].double()
+    assert torch.equal(out, paged_attention_reference(q, values, *where, scale=0.4))
+    assert not out.isnan().any()

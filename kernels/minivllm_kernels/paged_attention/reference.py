@@ -18,6 +18,7 @@ def paged_attention_reference(
     *,
     scale: float,
     sliding_window: int | None = None,
+    kv_scales: Tensor | None = None,
 ) -> Tensor:
     """Causal attention of each request's newest tokens over all of its keys, cached and new, one head at a time.
 
@@ -27,14 +28,15 @@ def paged_attention_reference(
 
     Args:
         q_NHD: [N, H, D], any float dtype, rotary applied.
-        kv_cache: [num_blocks, block_size, 2, K, D]; index 0 of dim 2 is K, 1 is V. Slots that no request reaches may
-            hold anything, NaN included.
+        kv_cache: [num_blocks, block_size, 2, K, D], any dtype; index 0 of dim 2 is K, 1 is V. Slots that no request
+            reaches may hold anything, NaN included.
         block_table: [R, max_blocks] int32: token t of request r is in slot `t % block_size` of block
             `block_table[r, t // block_size]`; padded with -1.
         cu_seqlens_q: [R + 1] int32; equal neighbours are a request without queries.
         context_lens: [R] int32, at least the request's queries.
         scale: multiplies the scores, 1 / sqrt(D) as a rule.
         sliding_window: keys that a query sees, itself included; None is all.
+        kv_scales: [num_blocks, block_size, 2, K]: a number in the cache times its scale is its value; None is 1.
 
     Returns:
         [N, H, D] in the dtype of `q_NHD`, computed in float64. Queries from `cu_seqlens_q[R]` on belong to nobody: 0.
@@ -55,6 +57,8 @@ def paged_attention_reference(
         assert bool((block_ids >= 0).all()), f"request {request} lacks blocks for {context_len} tokens"
         # [context_len, 2, K, D]
         kv = kv_cache[block_ids].flatten(0, 1)[:context_len].double()
+        if kv_scales is not None:
+            kv = kv * kv_scales[block_ids].flatten(0, 1)[:context_len, ..., None].double()
         for query in range(first, end):
             seen_end = context_len - (end - 1 - query)
             seen_start = 0 if sliding_window is None else max(0, seen_end - sliding_window)

@@ -1,0 +1,68 @@
+"""Which tiles prefill attention works in, from shapes alone: no timing, so that a run repeats bit for bit."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+# Multiprocessors of an H100 or H200: fewer programs than these leave some idle.
+NUM_MULTIPROCESSORS = 132
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PrefillConfig:
+    """How one launch cuts its work. With `block_n` fixed, a query's result does not depend on chunks or neighbours.
+
+    Args:
+        block_m: rows of a program; a row is a (token, head of the K/V head's group).
+        block_n: keys of a tile, a power of two.
+        num_warps, num_stages: Triton's.
+        overlap: multiply the next tile's scores while this tile's softmax runs. For 16-bit K/V on Hopper, whose
+            multiplication is asynchronous.
+    """
+
+    block_m: int
+    block_n: int
+    num_warps: int
+    num_stages: int
+    overlap: bool = False
+
+
+def choose_config(
+    *,
+    head_dim: int,
+    group_size: int,
+    num_kv_heads: int,
+    num_tokens: int,
+    max_query_len: int,
+    dtype_bytes: int,
+    quantized: bool,
+    hopper: bool,
+) -> PrefillConfig:
+    """The configuration of a launch.
+
+    `block_n` follows from head size, dtypes and chip alone: batches of any shape sum a query's keys in the same tiles.
+
+    Args:
+        num_tokens: N, padding included.
+        max_query_len: queries of the longest request.
+        dtype_bytes: of a query's element.
+        quantized: K/V in 8 bits.
+        hopper: compute capability 9, where `wgmma` takes 64 rows a warp group.
+    """
+    rows = max_query_len * group_size
+    if dtype_bytes == 4:
+        # Plain multiply-adds, no tensor cores: what matters is that accumulators stay in registers.
+        block_m = 16 if rows <= 16 else 32
+        return PrefillConfig(block_m=block_m, block_n=32 if head_dim <= 128 else 16, num_warps=4, num_stages=2)
+
+    block_n = 64
+    if rows <= 32:
+        block_m = 16 if rows <= 16 else 32
+        return PrefillConfig(block_m=block_m, block_n=block_n, num_warps=4, num_stages=3)
+    # Tiles of 128 rows read each key half as often as tiles of 64, but must be enough to go round.
+    num_programs = -(-num_tokens * group_size // 128) * num_kv_heads
+    if rows <= 64 or num_programs < NUM_MULTIPROCESSORS:
+        return PrefillConfig(block_m=64, block_n=block_n, num_warps=4, num_stages=3)
+    return PrefillConfig(
+        block_m=128, block_n=block_n, num_warps=8, num_stages=3, overlap=hopper and not quantized and head_dim <= 128
+    )

@@ -1,0 +1,287 @@
+"""Prefill attention on a GPU: one program takes a tile of (token, head of the group) rows of a request and K/V head.
+
+Draft docstring.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from minivllm_kernels.ahead_of_time import Specialisation
+from minivllm_kernels.prefill_attention.config import PrefillConfig, choose_config
+
+# Requests whose first tiles one step of the search looks at.
+SEARCH_WIDTH = tl.constexpr(256)
+
+
+@triton.jit
+def _find_blocks(table_ptr, first_key, lo, hi, BLOCK_N: tl.constexpr, BLOCK_SIZE: tl.constexpr):
+    """Block of each key of a tile, one for all where a block holds the tile. Entries outside of [lo, hi) are not read:
+    those keys get the block of the nearest key inside."""
+    keys = first_key
+    if BLOCK_SIZE < BLOCK_N:
+        keys += tl.arange(0, BLOCK_N)
+    keys = tl.minimum(tl.maximum(keys, lo), hi - 1)
+    return tl.load(table_ptr + keys // BLOCK_SIZE).to(tl.int64)
+
+
+@triton.jit
+def _load_tile(
+    ptr, blocks, first_key, lo, hi, stride_block, stride_slot,
+    D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_SIZE: tl.constexpr,
+):  # fmt: skip
+    """K or V of the keys [first_key, first_key + BLOCK_N), zero outside of [lo, hi): [BLOCK_N, BLOCK_D]."""
+    keys = first_key + tl.arange(0, BLOCK_N)
+    offs_d = tl.arange(0, BLOCK_D)
+    rows = blocks * stride_block + (keys & (BLOCK_SIZE - 1)) * stride_slot
+    mask = ((keys >= lo) & (keys < hi))[:, None]
+    if BLOCK_D != D:
+        mask = mask & (offs_d < D)[None, :]
+    return tl.load(ptr + (rows[:, None] + offs_d[None, :]), mask=mask, other=0.0)
+
+
+@triton.jit
+def _load_scales(
+    ptr, blocks, first_key, lo, hi, K: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_SIZE: tl.constexpr
+):  # fmt: skip
+    """What the tile's keys, or values, are to be multiplied by: [BLOCK_N]."""
+    keys = first_key + tl.arange(0, BLOCK_N)
+    rows = (blocks * BLOCK_SIZE + (keys & (BLOCK_SIZE - 1))) * (2 * K)
+    return tl.load(ptr + rows, mask=(keys >= lo) & (keys < hi), other=0.0)
+
+
+@triton.jit
+def _to_float(tile, DTYPE: tl.constexpr, FP8: tl.constexpr):
+    """A tile as the multiplication wants it. fp8 (e4m3) comes as bytes; the result is 2^-8 of its value."""
+    if FP8:
+        bits = tile.to(tl.uint16)
+        tile = (((bits & 0x80) << 8) | ((bits & 0x7F) << 7)).to(tl.float16, bitcast=True)
+    return tile.to(DTYPE)
+
+
+@triton.jit
+def _mask_scores(
+    qk, first_key, pos, hi, window, first_new, tree_ptrs, mask_m,
+    BLOCK_N: tl.constexpr, HAS_WINDOW: tl.constexpr, HAS_TREE: tl.constexpr,
+):  # fmt: skip
+    """Scores, and -inf where a row does not see a key."""
+    keys = first_key + tl.arange(0, BLOCK_N)[None, :]
+    if HAS_TREE:
+        drafts = keys - first_new
+        in_tree = (drafts >= 0) & (keys < hi) & mask_m[:, None]
+        seen = (drafts < 0) | (tl.load(tree_ptrs[:, None] + drafts, mask=in_tree, other=0) != 0)
+    else:
+        seen = keys <= pos[:, None]
+        if HAS_WINDOW:
+            seen = seen & (keys > pos[:, None] - window)
+    return tl.where(seen, qk, float("-inf"))
+
+
+@triton.jit
+def _softmax_step(qk, m_i, l_i, GUARD: tl.constexpr):
+    """Online softmax, base 2 (FlashAttention-2, arXiv 2307.08691, section 3.1): weights of this tile against the new
+    maximum, and the factor of what was summed before. GUARD: a row may have seen no key yet."""
+    m_new = tl.maximum(m_i, tl.max(qk, 1))
+    m_ref = m_new
+    if GUARD:
+        m_ref = tl.where(m_new == float("-inf"), 0.0, m_new)
+    p = tl.math.exp2(qk - m_ref[:, None])
+    alpha = tl.math.exp2(m_i - m_ref)
+    return p, alpha, m_new, tl.fma(l_i, alpha, tl.sum(p, 1))
+
+
+@triton.jit
+def _attend(
+    acc, m_i, l_i, q, k_ptr, v_ptr, scales_ptr, table_ptr, first, end, lo, hi, pos, mask_m, window, first_new, tree_ptrs,
+    qk_scale, stride_block, stride_slot, K: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_N: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr, MASKED: tl.constexpr, HAS_WINDOW: tl.constexpr, HAS_TREE: tl.constexpr,
+    HAS_SCALES: tl.constexpr, FP8: tl.constexpr,
+):  # fmt: skip
+    """Keys [first, end), a tile at a time. The table is read a tile ahead, so that no copy waits for its address."""
+    blocks = _find_blocks(table_ptr, first, lo, hi, BLOCK_N, BLOCK_SIZE)
+    for key in range(first, end, BLOCK_N):
+        k = _load_tile(k_ptr, blocks, key, lo, hi, stride_block, stride_slot, D, BLOCK_D, BLOCK_N, BLOCK_SIZE)
+        v = _load_tile(v_ptr, blocks, key, lo, hi, stride_block, stride_slot, D, BLOCK_D, BLOCK_N, BLOCK_SIZE)
+        if HAS_SCALES:
+            k_scale = _load_scales(scales_ptr, blocks, key, lo, hi, K, BLOCK_N, BLOCK_SIZE)
+            v_scale = _load_scales(scales_ptr + K, blocks, key, lo, hi, K, BLOCK_N, BLOCK_SIZE)
+            if FP8:
+                k_scale *= 256.0
+                v_scale *= 256.0
+        blocks = _find_blocks(table_ptr, key + BLOCK_N, lo, hi, BLOCK_N, BLOCK_SIZE)
+        qk = tl.dot(q, tl.trans(_to_float(k, q.dtype, FP8)), input_precision="ieee")
+        if HAS_SCALES:
+            qk = tl.fma(qk, (k_scale * qk_scale)[None, :], 0.0)
+        else:
+            qk = tl.fma(qk, qk_scale, 0.0)
+        if MASKED:
+            qk = _mask_scores(qk, key, pos, hi, window, first_new, tree_ptrs, mask_m, BLOCK_N, HAS_WINDOW, HAS_TREE)
+        p, alpha, m_i, l_i = _softmax_step(qk, m_i, l_i, HAS_WINDOW or HAS_TREE)
+        if HAS_SCALES:
+            p = p * v_scale[None, :]
+        acc = acc * alpha[:, None]
+        acc = tl.dot(p.to(q.dtype), _to_float(v, q.dtype, FP8), acc, input_precision="ieee")
+    return acc, m_i, l_i
+
+
+@triton.jit
+def _attend_overlapped(
+    acc, m_i, l_i, p, qk, q, k_ptr, v_ptr, table_ptr, first, end, lo, hi, pos, mask_m, window, first_new, tree_ptrs,
+    qk_scale, stride_block, stride_slot, D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_N: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr, MASKED: tl.constexpr, HAS_WINDOW: tl.constexpr, HAS_TREE: tl.constexpr,
+):  # fmt: skip
+    """The same with the two products of a tile in different rounds: a round adds the V of the tile before, starts the
+    scores of the tile after, and takes its own tile's softmax while those are in flight.
+
+    `p` enters as the weights of the tile before `first`, `qk` as the scores of the tile at `first`.
+    """
+    blocks_v = _find_blocks(table_ptr, first - BLOCK_N, lo, hi, BLOCK_N, BLOCK_SIZE)
+    blocks_k = _find_blocks(table_ptr, first + BLOCK_N, lo, hi, BLOCK_N, BLOCK_SIZE)
+    for key in range(first, end, BLOCK_N):
+        before, after = key - BLOCK_N, key + BLOCK_N
+        v = _load_tile(v_ptr, blocks_v, before, lo, hi, stride_block, stride_slot, D, BLOCK_D, BLOCK_N, BLOCK_SIZE)
+        k = _load_tile(k_ptr, blocks_k, after, lo, hi, stride_block, stride_slot, D, BLOCK_D, BLOCK_N, BLOCK_SIZE)
+        blocks_v = _find_blocks(table_ptr, key, lo, hi, BLOCK_N, BLOCK_SIZE)
+        blocks_k = _find_blocks(table_ptr, after + BLOCK_N, lo, hi, BLOCK_N, BLOCK_SIZE)
+        acc = tl.dot(p.to(q.dtype), v, acc)
+        # Done with before the next product starts: otherwise its registers are copied while in flight, which serialises.
+        qk = tl.fma(qk, qk_scale, 0.0)
+        qk_after = tl.dot(q, tl.trans(k))
+        if MASKED:
+            qk = _mask_scores(qk, key, pos, hi, window, first_new, tree_ptrs, mask_m, BLOCK_N, HAS_WINDOW, HAS_TREE)
+        p, alpha, m_i, l_i = _softmax_step(qk, m_i, l_i, HAS_WINDOW or HAS_TREE)
+        acc = acc * alpha[:, None]
+        qk = qk_after
+    return acc, m_i, l_i, p, qk
+
+
+@triton.jit(do_not_specialize=["window", "num_requests", "num_tiles", "stride_table", "stride_tree"])
+def _prefill_attention(
+    q_ptr, cache_ptr, scales_ptr, tree_ptr, table_ptr, cu_seqlens_ptr, context_lens_ptr, out_ptr, qk_scale, window,
+    num_requests, num_tiles, stride_q, stride_out, stride_table, stride_tree, stride_block, stride_slot, stride_kv,
+    stride_head, K: tl.constexpr, G: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_SIZE: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, HAS_WINDOW: tl.constexpr, HAS_TREE: tl.constexpr,
+    HAS_SCALES: tl.constexpr, FP8: tl.constexpr, ONE_TILE: tl.constexpr, OVERLAP: tl.constexpr,
+):  # fmt: skip
+    TOKENS: tl.constexpr = BLOCK_M // G
+    # K/V heads of a tile side by side; last tiles first, as they have the most keys.
+    head = (tl.program_id(0) % K).to(tl.int64)
+    tile = num_tiles - 1 - tl.program_id(0) // K
+
+    # Request r's tiles begin at cu_seqlens_q[r] // TOKENS + r, which leaves each request enough of them.
+    request = tile
+    if not ONE_TILE:
+        num_begun = 0
+        for first in range(0, num_requests, SEARCH_WIDTH):
+            requests = first + tl.arange(0, SEARCH_WIDTH)
+            inside = requests < num_requests
+            begins = tl.load(cu_seqlens_ptr + requests, mask=inside, other=0) // TOKENS + requests
+            num_begun += tl.sum((inside & (begins <= tile)).to(tl.int32))
+        request = num_begun - 1
+    first_query = tl.load(cu_seqlens_ptr + request)
+    num_queries = tl.load(cu_seqlens_ptr + request + 1) - first_query
+    first_token = 0
+    if not ONE_TILE:
+        first_token = (tile - (first_query // TOKENS + request)) * TOKENS
+    if first_token >= num_queries:
+        return
+
+    # Row m is token m // G of the tile and head m % G of the group.
+    offs_m = tl.arange(0, BLOCK_M)
+    offs_d = tl.arange(0, BLOCK_D)
+    tokens = first_token + offs_m // G
+    mask_m = (offs_m < TOKENS * G) & (tokens < num_queries)
+    mask_q = mask_m[:, None] & (offs_d < D)[None, :]
+    rows = (first_query + tokens).to(tl.int64)
+    columns = (head * G + offs_m % G) * D
+    q = tl.load(q_ptr + ((rows * stride_q + columns)[:, None] + offs_d[None, :]), mask=mask_q, other=0.0)
+
+    # Keys [lo, hi) are seen by some row, keys [full, full_end) by all, and `start` begins lo's tile.
+    context_len = tl.load(context_lens_ptr + request)
+    first_new = context_len - num_queries
+    first_pos = first_new + first_token
+    pos = first_new + tokens
+    hi = tl.minimum(first_pos + TOKENS, context_len)
+    full_end = (first_pos + 1) // BLOCK_N * BLOCK_N
+    lo = 0
+    start = 0
+    full = 0
+    if HAS_WINDOW:
+        lo = tl.maximum(first_pos - window + 1, 0)
+        start = lo // BLOCK_N * BLOCK_N
+        full = tl.minimum((tl.maximum(hi - window, 0) + BLOCK_N - 1) // BLOCK_N * BLOCK_N, hi)
+        full_end = tl.maximum(full, full_end)
+    if HAS_TREE:
+        hi = context_len
+        full_end = first_new // BLOCK_N * BLOCK_N
+    tree_ptrs = tree_ptr
+    if HAS_TREE:
+        tree_ptrs = tree_ptr + rows * stride_tree
+
+    table_ptr += request.to(tl.int64) * stride_table
+    k_ptr = cache_ptr + head * stride_head
+    v_ptr = k_ptr + stride_kv
+    if HAS_SCALES:
+        scales_ptr += head
+    acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
+    m_i = tl.full([BLOCK_M], float("-inf"), tl.float32)
+    l_i = tl.zeros([BLOCK_M], tl.float32)
+    if OVERLAP:
+        blocks = _find_blocks(table_ptr, start, lo, hi, BLOCK_N, BLOCK_SIZE)
+        k = _load_tile(k_ptr, blocks, start, lo, hi, stride_block, stride_slot, D, BLOCK_D, BLOCK_N, BLOCK_SIZE)
+        qk = tl.dot(q, tl.trans(k))
+        p = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+        if HAS_WINDOW:
+            acc, m_i, l_i, p, qk = _attend_overlapped(
+                acc, m_i, l_i, p, qk, q, k_ptr, v_ptr, table_ptr, start, full, lo, hi, pos, mask_m, window, first_new,
+                tree_ptrs, qk_scale, stride_block, stride_slot, D, BLOCK_D, BLOCK_N, BLOCK_SIZE,
+                True, HAS_WINDOW, HAS_TREE,
+            )  # fmt: skip
+        acc, m_i, l_i, p, qk = _attend_overlapped(
+            acc, m_i, l_i, p, qk, q, k_ptr, v_ptr, table_ptr, full, full_end, lo, hi, pos, mask_m, window, first_new,
+            tree_ptrs, qk_scale, stride_block, stride_slot, D, BLOCK_D, BLOCK_N, BLOCK_SIZE,
+            False, HAS_WINDOW, HAS_TREE,
+        )  # fmt: skip
+        acc, m_i, l_i, p, qk = _attend_overlapped(
+            acc, m_i, l_i, p, qk, q, k_ptr, v_ptr, table_ptr, full_end, hi, lo, hi, pos, mask_m, window, first_new,
+            tree_ptrs, qk_scale, stride_block, stride_slot, D, BLOCK_D, BLOCK_N, BLOCK_SIZE,
+            True, HAS_WINDOW, HAS_TREE,
+        )  # fmt: skip
+        last = (hi - 1) // BLOCK_N * BLOCK_N
+        blocks = _find_blocks(table_ptr, last, lo, hi, BLOCK_N, BLOCK_SIZE)
+        v = _load_tile(v_ptr, blocks, last, lo, hi, stride_block, stride_slot, D, BLOCK_D, BLOCK_N, BLOCK_SIZE)
+        acc = tl.dot(p.to(q.dtype), v, acc)
+    else:
+        if HAS_WINDOW:
+            acc, m_i, l_i = _attend(
+                acc, m_i, l_i, q, k_ptr, v_ptr, scales_ptr, table_ptr, start, full, lo, hi, pos, mask_m, window,
+                first_new, tree_ptrs, qk_scale, stride_block, stride_slot, K, D, BLOCK_D, BLOCK_N, BLOCK_SIZE,
+                True, HAS_WINDOW, HAS_TREE, HAS_SCALES, FP8,
+            )  # fmt: skip
+        acc, m_i, l_i = _attend(
+            acc, m_i, l_i, q, k_ptr, v_ptr, scales_ptr, table_ptr, full, full_end, lo, hi, pos, mask_m, window,
+            first_new, tree_ptrs, qk_scale, stride_block, stride_slot, K, D, BLOCK_D, BLOCK_N, BLOCK_SIZE,
+            False, HAS_WINDOW, HAS_TREE, HAS_SCALES, FP8,
+        )  # fmt: skip
+        acc, m_i, l_i = _attend(
+            acc, m_i, l_i, q, k_ptr, v_ptr, scales_ptr, table_ptr, full_end, hi, lo, hi, pos, mask_m, window,
+            first_new, tree_ptrs, qk_scale, stride_block, stride_slot, K, D, BLOCK_D, BLOCK_N, BLOCK_SIZE,
+            True, HAS_WINDOW, HAS_TREE, HAS_SCALES, FP8,
+        )  # fmt: skip
+    if HAS_TREE:
+        # A query that sees nothing gives 0.
+        l_i = tl.where(l_i == 0.0, 1.0, l_i)
+    acc = acc * (1.0 / l_i)[:, None]
+    out_ptrs = out_ptr + ((rows * stride_out + columns)[:, None] + offs_d[None, :])
+    tl.store(out_ptrs, acc.to(out_ptr.dtype.element_ty), mask=mask_q)
+
+
+def _constants(*, head_dim: int, config: PrefillConfig) -> dict[str, Any]:
+    return {}
