@@ -1,0 +1,1 @@
+"""The first of a row's largest logits."""

@@ -1,0 +1,1 @@
+"""Top-k, top-p and min-p without a sort."""

@@ -1,0 +1,1 @@
+"""Which tokens a row has seen, and how often."""
