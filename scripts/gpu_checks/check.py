@@ -35,7 +35,7 @@ class Peaks:
         return cls(**json.loads(path.read_text())) if path.exists() else None
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Check:
     """One section at work.
 
