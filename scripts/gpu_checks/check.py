@@ -119,8 +119,8 @@ def run_pieces(section: Section, check: Check, *, shard: int, num_shards: int, f
         except Exception as error:
             traceback.print_exc()
             check.add(name, ok=False, detail=f"{type(error).__name__}: {error}".strip().splitlines()[0])
-            if "CUDA error" in str(error) or isinstance(error, getattr(torch, "AcceleratorError", ())):
-                # Nothing on the device works in this process any more.
+            if check.device.type == "cuda" and any(words in str(error) for words in ("CUDA error", "[CUDA]")):
+                # Torch's words, and Triton's: nothing on the device works in this process any more.
                 raise SystemExit(STEP_OVER) from error
             if check.device.type == "cuda":
                 torch.cuda.empty_cache()

@@ -36,7 +36,9 @@ def pieces(check: Check) -> Iterator[Piece]:
             yield f"rms_norm {kind}: N{rows} C{size}", partial(_norm, check, dtype, rows, size)
         for rows, size in [(3, 300)] if tiny else [(1, 3072), (7, 12288), (300, 5001), (8192, 12288)]:
             yield f"silu_and_mul {kind}: N{rows} I{size}", partial(_silu, check, dtype, rows, size)
-        for shape in [(3, 4, 2, 32)] if tiny else [(1, 16, 8, 128), (300, 32, 8, 128), (8192, 32, 8, 128), (65, 28, 4, 80)]:
+        for shape in (
+            [(3, 4, 2, 32)] if tiny else [(1, 16, 8, 128), (300, 32, 8, 128), (8192, 32, 8, 128), (65, 28, 4, 80)]
+        ):
             for norm in (False, True):
                 name = "N{} H{} K{} D{}".format(*shape) + (" norm" if norm else "")
                 yield f"rotary_and_cache {kind}: {name}", partial(_rotary, check, dtype, shape, norm, None)
@@ -60,7 +62,8 @@ def compare(check: Check, name: str, out: Tensor, expected: Tensor, allowed: flo
 def _norm(check: Check, dtype: torch.dtype, rows: int, size: int) -> None:
     generator, device = check.generator(size + rows), check.device
     x, residual, weight = (
-        torch.randn(shape, generator=generator, device=device).to(dtype) for shape in ((rows, size), (rows, size), (size,))
+        torch.randn(shape, generator=generator, device=device).to(dtype)
+        for shape in ((rows, size), (rows, size), (size,))
     )
     name = f"{word(dtype)}: N{rows} C{size}"
     expected = rms_norm_reference(x.double(), weight, eps=1e-6)
@@ -87,7 +90,9 @@ def _rotary(
     qkv = torch.randn((num_tokens, (num_heads + 2 * num_kv_heads) * head_dim), generator=generator, device=device)
     qkv = qkv.to(dtype)
     positions = torch.randint(0, 4096, (num_tokens,), generator=generator, device=device)
-    angles = torch.arange(4096, device=device)[:, None] * 1e6 ** (-torch.arange(0, head_dim, 2, device=device) / head_dim)
+    angles = torch.arange(4096, device=device)[:, None] * 1e6 ** (
+        -torch.arange(0, head_dim, 2, device=device) / head_dim
+    )
     rotations = torch.stack([angles.cos(), angles.sin()], dim=-1).contiguous()
     weight = torch.rand((num_heads + num_kv_heads, head_dim), generator=generator, device=device).to(dtype)
     num_blocks = -(-num_tokens // block_size) + 2
@@ -171,6 +176,8 @@ def _prepare(check: Check, block_size: int) -> None:
         )
         scatter = "scatter_table_" if module is prepare else "scatter_table_reference_"
         getattr(module, scatter)(at[1], at[2], at[3] // block_size, at[3])
-        results.append({**outs, **{f"gather {key}": value for key, value in packed.items()}, "store": at[0], "table": at[1]})
+        results.append(
+            {**outs, **{f"gather {key}": value for key, value in packed.items()}, "store": at[0], "table": at[1]}
+        )
     for key, value in results[0].items():
         check.holds(f"prepare_inputs: B{block_size} {key}", torch.equal(value.cpu(), results[1][key].cpu()))

@@ -94,11 +94,13 @@ class _Engines:
 def pieces(check: Check) -> Iterator[Piece]:
     engines = _Engines(check)
     yield f"engine {_SMALL}: steady decode", partial(_steady, check, _SMALL, lambda: engines.small, (1, 8, 64))
-    yield "engine: CUDA graphs", partial(
-        _compare, check, engines, "CUDA graphs on against off, batch 1", 1, {"cuda_graphs": False}, 2.5
+    yield (
+        "engine: CUDA graphs",
+        partial(_compare, check, engines, "CUDA graphs on against off, batch 1", 1, {"cuda_graphs": False}, 2.5),
     )
-    yield "engine: overlap", partial(
-        _compare, check, engines, "overlap on against off, batch 64", 64, {"overlap": False}, 1.05
+    yield (
+        "engine: overlap",
+        partial(_compare, check, engines, "overlap on against off, batch 64", 64, {"overlap": False}, 1.05),
     )
     yield "engine: batch invariance", partial(_invariant, check, engines)
     yield "engine: prefix cache", partial(_prefix_cache, check, engines)
@@ -164,9 +166,10 @@ def _invariant(check: Check, engines: _Engines) -> None:
 
 
 def _prefix_cache(check: Check, engines: _Engines) -> None:
-    """Prompts that share nothing, through engines with and without it, in turn: the ratio of the medians."""
+    """Prompts that share nothing, through engines with and without it, in turn: the ratio of the medians. Small blocks,
+    as each full block costs a hash."""
     num, length, max_tokens, turns = (2, 9, 2, 1) if check.tiny else (128, 512, 64, 4)
-    on, off = engines.make(), engines.make(prefix_caching=False)
+    on, off = engines.make(block_size=16), engines.make(block_size=16, prefix_caching=False)
     times: dict[bool, list[float]] = {True: [], False: []}
     for turn in range(turns + 1):
         prompts = requests(num, [length], on.engine.runner.vocab_size, seed=turn)

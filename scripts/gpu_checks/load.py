@@ -74,7 +74,9 @@ def floor_s(check: Check, model: str, prompt_lens: Sequence[int], output_lens: S
     return num_bytes / check.peaks.read_bps + flops / check.peaks.flops["bfloat16"]
 
 
-def _add(check: Check, name: str, model: str, ran: Ran, lens: tuple[Sequence[int], Sequence[int]], **more: object) -> None:
+def _add(
+    check: Check, name: str, model: str, ran: Ran, lens: tuple[Sequence[int], Sequence[int]], **more: object
+) -> None:
     compiled = ran.num_compilations
     check.holds(f"load compilations: {name}", compiled == 0, f"{compiled} while measured" if compiled else "")
     least_s = floor_s(check, model, *lens)
@@ -89,12 +91,16 @@ def _small(check: Check) -> None:
     model, (num, low, high) = "Qwen3-0.6B", (4, 2, 9) if check.tiny else (256, 100, 1024)
     rng = random.Random(0)
     top = 300 if check.tiny else 10_000
-    prompts = [{"prompt_token_ids": [rng.randint(0, top - 1) for _ in range(rng.randint(low, high))]} for _ in range(num)]
+    prompts = [
+        {"prompt_token_ids": [rng.randint(0, top - 1) for _ in range(rng.randint(low, high))]} for _ in range(num)
+    ]
     output_lens = [rng.randint(low, high) for _ in range(num)]
     lens = ([len(prompt["prompt_token_ids"]) for prompt in prompts], output_lens)
     llm = make_llm(check, model, max_num_seqs=256, max_num_batched_tokens=16_384)
     run(llm, prompts[:3], [greedy(4)] * 3)
-    sampled = [SamplingParams(temperature=0.6, max_tokens=n, ignore_eos=True, seed=i) for i, n in enumerate(output_lens)]
+    sampled = [
+        SamplingParams(temperature=0.6, max_tokens=n, ignore_eos=True, seed=i) for i, n in enumerate(output_lens)
+    ]
     ran = run(llm, prompts, sampled)
     name = "256 requests, in and out uniform in 100-1024, temperature 0.6"
     _add(check, name, model, ran, lens, aim=18_000, reference="A800: nano-vllm-triton 10,009")

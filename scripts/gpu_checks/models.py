@@ -101,8 +101,10 @@ def decode_steps(llm: LLM, batch: int, context: int, num_steps: int, warm_up: in
     engine = llm.engine
     prompt = max(1, context - num_steps // 2 - warm_up)
     vocab = engine.runner.vocab_size
-    for one in requests(batch, [prompt], vocab, seed=batch):
-        engine.add_request(one["prompt_token_ids"], greedy(num_steps + warm_up + 8))
+    # More tokens than are needed: those that are done with their prompt decode until all are.
+    params = greedy(num_steps + warm_up + 200)
+    prompts = requests(batch, [prompt], vocab, seed=batch)
+    ids = [engine.add_request(one["prompt_token_ids"], params)[0] for one in prompts]
     # Prompts are done when a step decodes for everybody and prefills nothing.
     while True:
         report = engine.step()
@@ -114,11 +116,18 @@ def decode_steps(llm: LLM, batch: int, context: int, num_steps: int, warm_up: in
     reports = [engine.step() for _ in range(num_steps)]
     for step in reports:
         assert step.num_decode_tokens == batch and step.num_prefill_tokens == 0, "a step that not only decodes"
-    while engine.has_unfinished:
-        engine.step()
-    engine.take_finished()
-    engine.reset_prefix_cache()
+    end_all(llm, ids)
     return reports
+
+
+def end_all(llm: LLM, request_ids: Sequence[int]) -> None:
+    """Forget requests that are still running, and what they left in the cache."""
+    for request_id in request_ids:
+        llm.engine.abort(request_id)
+    # The step that was on its way.
+    llm.engine.step()
+    llm.engine.take_finished()
+    llm.engine.reset_prefix_cache()
 
 
 def num_parameters(shape: dict[str, Any]) -> tuple[int, int]:

@@ -41,6 +41,9 @@ def _measure(check: Check) -> None:
         launches = [lambda a=a, b=b: a @ b for a, b in pairs]
         flops[word(dtype)] = 2 * size**3 / eager_ms(check, launches, tries=20, best=True) * 1e3
         check.figure(
-            f"peak: matmul {word(dtype)}", flops[word(dtype)] / 1e12, "TFLOP/s", detail=f"{size} cubed, random; best of 20"
+            f"peak: matmul {word(dtype)}",
+            flops[word(dtype)] / 1e12,
+            "TFLOP/s",
+            detail=f"{size} cubed, random; best of 20",
         )
     Peaks(read_bps=read_bps, copy_bps=copy_bps, flops=flops).save(check.out / "peaks.json")

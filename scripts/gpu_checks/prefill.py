@@ -13,6 +13,7 @@ from gpu_checks.check import Check, Piece, poisoned
 from gpu_checks.elementwise import ALLOWED, compare
 from gpu_checks.paged import Batch, Sizes, expected_output, make_batch, split_contexts
 from minivllm_kernels.prefill_attention.kernel import prefill_attention
+from minivllm_kernels.prefill_attention.tree import pack_tree_mask
 
 
 def whole(length: int, **sizes: object) -> Sizes:
@@ -40,23 +41,30 @@ def pieces(check: Check) -> Iterator[Piece]:
         for head_dim in (64, 80, 256):
             cases += [Sizes(**mixed, dtype=dtype, head_dim=head_dim, block_size=16) for dtype in (half, brain)]
         for group in (1, 4, 7, 8):
-            cases += [Sizes(**mixed, dtype=dtype, num_heads=4 * group, num_kv_heads=4, block_size=64) for dtype in (half, brain)]
+            cases += [
+                Sizes(**mixed, dtype=dtype, num_heads=4 * group, num_kv_heads=4, block_size=64)
+                for dtype in (half, brain)
+            ]
         cases += [Sizes(**mixed, dtype=full, num_heads=28, num_kv_heads=4, block_size=64)]
         for window in (1, 100, 1024):
             cases += [Sizes(**mixed, dtype=brain, sliding_window=window, block_size=size) for size in (16, 256)]
         for cache_dtype in (torch.int8, torch.float8_e4m3fn):
             cases += [Sizes(**mixed, dtype=dtype, cache_dtype=cache_dtype, block_size=64) for dtype in (half, brain)]
         for queries in (2, 5, 9, 17, 33):
-            cases.append(Sizes(queries=(queries,) * 32, contexts=tuple(range(100, 1700, 50)), dtype=brain, block_size=16))
+            cases.append(
+                Sizes(queries=(queries,) * 32, contexts=tuple(range(100, 1700, 50)), dtype=brain, block_size=16)
+            )
         invariant = [
             (whole(1500, dtype=dtype, num_heads=8 * group, head_dim=size), (700, 1, 64, 3, 732))
             for dtype, group, size in ((brain, 2, 128), (half, 4, 128), (full, 2, 64), (brain, 7, 80))
         ]
-        trees = [Sizes(queries=(16,) * 8, contexts=tuple(range(300, 1100, 100)), dtype=dtype) for dtype in (half, brain)]
+        trees = [
+            Sizes(queries=(16,) * 8, contexts=tuple(range(300, 1100, 100)), dtype=dtype) for dtype in (half, brain)
+        ]
     for sizes in cases:
         yield f"prefill_attention {sizes.kind}: {name_of(sizes)}", partial(_check, check, sizes)
     for sizes in trees:
-        yield f"prefill_attention {sizes.kind}: tree {name_of(sizes)}", partial(_check_tree, check, sizes)
+        yield f"prefill_attention {sizes.kind} tree: {name_of(sizes)}", partial(_check_tree, check, sizes)
     for sizes, chunks in invariant:
         name = f"prefill_attention {sizes.kind} invariance: {name_of(sizes)}"
         yield name, partial(_check_invariance, check, name, sizes, chunks)
@@ -100,9 +108,8 @@ def _check_tree(check: Check, sizes: Sizes) -> None:
     own = torch.cat([torch.arange(count) for count in sizes.queries]).to(check.device)
     mask &= torch.arange(most, device=check.device) <= own[:, None]
     mask |= torch.arange(most, device=check.device) == own[:, None]
-    mask = mask.to(torch.int8)
-    out = run(batch, poisoned(batch.q.shape, sizes.dtype, check.device), tree_mask=mask)
-    name = f"prefill_attention {sizes.kind}: tree {name_of(sizes)}"
+    out = run(batch, poisoned(batch.q.shape, sizes.dtype, check.device), tree_mask=pack_tree_mask(mask))
+    name = f"prefill_attention {sizes.kind} tree: {name_of(sizes)}"
     compare(check, name, out, expected_output(batch, mask), ALLOWED[sizes.dtype])
 
 

@@ -13,6 +13,8 @@ from typing import Any
 
 # Units in which more is better; in all others less is.
 _MORE = frozenset({"tok/s", "TFLOP/s", "TB/s", "x"})
+# Of a sweep's variants, on a short page.
+_BEST_VARIANTS = 5
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -117,6 +119,8 @@ def markdown(rows: Sequence[Row], versions: Mapping[str, str], command: str, *, 
         lines += ["| passed | checks | worst, of what is allowed |", "| --- | ---: | ---: |"]
         lines += _summed_up(checks)
         lines.append("")
+    if not every_check:
+        figures = _shortened(figures)
     if figures:
         lines += [
             "| figure | value | unit | floor | of floor | aim | met | elsewhere | what |",
@@ -135,6 +139,21 @@ def _summed_up(checks: Sequence[Row]) -> list[str]:
         shares = [row.value / row.aim for row in rows if row.value is not None and row.aim]
         lines.append(f"| {subject} | {len(rows)} | {f'{max(shares):.0%}' if shares else ''} |")
     return lines
+
+
+def _shortened(figures: Sequence[Row]) -> list[Row]:
+    """Without the lesser variants of a sweep: of each the default and the best remain."""
+    by_subject: dict[str, list[Row]] = {}
+    for row in figures:
+        by_subject.setdefault(row.subject, []).append(row)
+    kept = []
+    for subject, rows in by_subject.items():
+        if subject.startswith("tune ") and len(rows) > 2 * _BEST_VARIANTS:
+            measured = [row for row in rows if row.value is not None]
+            best = sorted(measured, key=lambda row: row.value or 0.0, reverse=rows[0].unit in _MORE)[:_BEST_VARIANTS]
+            rows = [row for row in rows if row in best or row.name.endswith(": default")]
+        kept += rows
+    return kept
 
 
 def _figure(row: Row) -> str:
@@ -157,4 +176,4 @@ def _number(value: float | None) -> str:
 
 
 def _cell(text: str) -> str:
-    return text.replace("|", "/").replace("\n", " ")[:300]
+    return text.replace("|", "/").replace("\n", " ")[:200]

@@ -6,7 +6,6 @@ import argparse
 import importlib
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -23,6 +22,7 @@ from gpu_checks.results import Row
 from gpu_checks.sections import PHASES, SECTIONS
 
 _MOST_RESTARTS = 6
+_HANGS = "hangs"
 
 
 def run_all(script: Path, options: argparse.Namespace, names: list[str]) -> Iterator[str]:
@@ -42,6 +42,8 @@ def run_all(script: Path, options: argparse.Namespace, names: list[str]) -> Iter
 
 def run_child(options: argparse.Namespace) -> None:
     """One shard of one section, in this process."""
+    # What is said before a process is lost must be in the log.
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     shard, num_shards = map(int, options.shard.split("/"))
     section = importlib.import_module(f"gpu_checks.{SECTIONS[options.child].module}")
     run_pieces(section, _make_check(options, options.child), shard=shard, num_shards=num_shards, first=options.first)
@@ -114,13 +116,19 @@ def _start(
 ) -> subprocess.Popen[bytes]:
     command = [sys.executable, str(script), "--child", name, "--shard", f"{shard}/{SECTIONS[name].shards}"]
     command += ["--first", str(first), "--device", options.device, "--out", str(options.out)]
-    return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
+    # Processes that run side by side share the cores.
+    side_by_side = sum(plan.shards for plan in SECTIONS.values()) if SECTIONS[name].phase == "checks" else 1
+    environment = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) * 2 // side_by_side))} | dict(os.environ)
+    return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
 
 
 def _goes_on(script: Path, options: argparse.Namespace, one: _Running, rows_file: Path, log: IO[bytes]) -> bool:
     """Look after one process; False when its shard is over."""
     progress = progress_file(options.out, one.name, one.shard)
-    status = one.process.poll()
+    status: int | str | None = one.process.poll()
+    if status is None and progress.exists() and time.time() - progress.stat().st_mtime > SECTIONS[one.name].piece_s:
+        _end(one)
+        status = _HANGS
     if status is None:
         if time.monotonic() < one.ends_s:
             return True
@@ -136,7 +144,9 @@ def _goes_on(script: Path, options: argparse.Namespace, one: _Running, rows_file
         return False
     at = json.loads(progress.read_text())
     progress.unlink()
-    if status != STEP_OVER:
+    if status == _HANGS:
+        _note(rows_file, one.name, at["name"], f"ended after {SECTIONS[one.name].piece_s:.0f} s: it hangs, or is slow")
+    elif status != STEP_OVER:
         _note(rows_file, one.name, at["name"], f"took its process with it, exit status {status}: see log.txt")
     one.num_restarts += 1
     if one.num_restarts > _MOST_RESTARTS:
@@ -148,7 +158,7 @@ def _goes_on(script: Path, options: argparse.Namespace, one: _Running, rows_file
 
 def _end(one: _Running) -> None:
     if one.process.poll() is None:
-        os.killpg(one.process.pid, signal.SIGKILL)
+        one.process.kill()
         one.process.wait()
 
 

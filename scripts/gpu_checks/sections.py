@@ -17,12 +17,14 @@ class Plan:
     Args:
         shards: processes that share the pieces; more than one only where nothing is timed.
         budget_s: after which its processes are ended.
+        piece_s: the most that one piece may take: a kernel that hangs costs no more.
     """
 
     module: str
     phase: Phase
     shards: int = 1
     budget_s: float
+    piece_s: float = 60
 
 
 SECTIONS: dict[str, Plan] = {
@@ -31,15 +33,15 @@ SECTIONS: dict[str, Plan] = {
     "sampling": Plan(module="sampling", phase="checks", shards=2, budget_s=150),
     "decode": Plan(module="decode", phase="checks", shards=3, budget_s=150),
     "prefill": Plan(module="prefill", phase="checks", shards=4, budget_s=150),
-    "tokens": Plan(module="tokens", phase="checks", shards=4, budget_s=180),
+    "tokens": Plan(module="tokens", phase="checks", shards=4, budget_s=180, piece_s=90),
     # Compiles what the engines of the figures launch, so that these find it in Triton's cache.
-    "warm": Plan(module="warm", phase="checks", shards=2, budget_s=150),
+    "warm": Plan(module="warm", phase="checks", shards=2, budget_s=150, piece_s=120),
     "speed": Plan(module="speed", phase="figures", budget_s=80),
-    "engine": Plan(module="engine", phase="figures", budget_s=170),
-    "load": Plan(module="load", phase="figures", budget_s=130),
-    "transformers": Plan(module="neighbours", phase="figures", budget_s=100),
-    "tune-decode": Plan(module="tune_decode", phase="tune", budget_s=240),
-    "tune-prefill": Plan(module="tune_prefill", phase="tune", budget_s=240),
+    "engine": Plan(module="engine", phase="figures", budget_s=170, piece_s=90),
+    "load": Plan(module="load", phase="figures", budget_s=130, piece_s=110),
+    "transformers": Plan(module="neighbours", phase="figures", budget_s=100, piece_s=100),
+    "tune-decode": Plan(module="tune_decode", phase="tune", budget_s=240, piece_s=200),
+    "tune-prefill": Plan(module="tune_prefill", phase="tune", budget_s=240, piece_s=200),
     "tune-matmul": Plan(module="tune_matmul", phase="tune", budget_s=60),
     "tune-profile": Plan(module="tune_profile", phase="tune", budget_s=150),
 }
@@ -52,9 +54,7 @@ def chosen(only: str, tune: bool) -> list[str]:
     names = [
         name
         for name, plan in SECTIONS.items()
-        if (not asked and plan.phase != "tune")
-        or name in asked
-        or (plan.phase == "tune" and (tune or "tune" in asked))
+        if (not asked and plan.phase != "tune") or name in asked or (plan.phase == "tune" and (tune or "tune" in asked))
     ]
     timed = any(SECTIONS[name].phase in ("figures", "tune") for name in names)
     return ["peaks", *names] if timed and "peaks" not in names else names

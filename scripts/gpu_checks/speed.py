@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from gpu_checks import decode, prefill
 from gpu_checks.check import Check, Piece, relative_error
@@ -115,7 +116,7 @@ def _sdpa(batch: Batch) -> Callable[[], torch.Tensor]:
     k, v = torch.randn((2, 1, sizes.num_kv_heads, length, sizes.head_dim), device=device).to(sizes.dtype).unbind(0)
 
     def launch() -> torch.Tensor:
-        with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.FLASH_ATTENTION):
+        with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
             return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
 
     def on_a_cpu() -> torch.Tensor:
@@ -126,7 +127,9 @@ def _sdpa(batch: Batch) -> Callable[[], torch.Tensor]:
 
 def _small(check: Check, rows: int) -> None:
     """What runs between the products of a Qwen3-8B layer, and the argmax of its head."""
-    hidden, inner, heads, kv_heads, size, vocab = (32, 48, 4, 2, 32, 300) if check.tiny else (4096, 12288, 32, 8, 128, 151_936)
+    hidden, inner, heads, kv_heads, size, vocab = (
+        (32, 48, 4, 2, 32, 300) if check.tiny else (4096, 12288, 32, 8, 128, 151_936)
+    )
     dtype, device = torch.float16 if check.tiny else torch.bfloat16, check.device
     kind, width = str(dtype).removeprefix("torch."), (heads + 2 * kv_heads) * size
 
@@ -145,7 +148,9 @@ def _small(check: Check, rows: int) -> None:
 
     weight, item = randn(hidden), dtype.itemsize
     sets = several(4 * rows * hidden * item, lambda: (randn(rows, hidden), randn(rows, hidden)))
-    launches: list[Callable[[], object]] = [partial(add_rms_norm_, x, residual, weight, eps=1e-6) for x, residual in sets]
+    launches: list[Callable[[], object]] = [
+        partial(add_rms_norm_, x, residual, weight, eps=1e-6) for x, residual in sets
+    ]
     time("add_rms_norm_", 4 * rows * hidden * item, launches)
 
     sets = several(3 * rows * inner * item, lambda: (randn(rows, 2 * inner),))

@@ -10,9 +10,13 @@ import torch
 from gpu_checks.check import Check
 
 _REPLAYS = 15
+# A replay itself costs some microseconds: among so many launches they are nothing.
+_LAUNCHES = 100
 
 
-def graph_ms(check: Check, launches: Sequence[Callable[[], object]], *, at_least: int = 20) -> float | None:
+def graph_ms(
+    check: Check, launches: Sequence[Callable[[], object]], *, at_least: int = _LAUNCHES, replays: int = _REPLAYS
+) -> float | None:
     """Milliseconds of one launch.
 
     Args:
@@ -38,9 +42,9 @@ def graph_ms(check: Check, launches: Sequence[Callable[[], object]], *, at_least
     with torch.cuda.graph(graph, stream=stream):
         for i in range(count):
             launches[i % len(launches)]()
-    for _ in range(3):
+    for _ in range(2):
         graph.replay()
-    return statistics.median(_event_ms(graph.replay) for _ in range(_REPLAYS)) / count
+    return statistics.median(_event_ms(graph.replay) for _ in range(replays)) / count
 
 
 def eager_ms(check: Check, launches: Sequence[Callable[[], object]], *, tries: int = 10, best: bool = False) -> float:

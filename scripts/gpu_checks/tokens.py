@@ -64,7 +64,9 @@ def _prompts(num: int, vocab_size: int | None) -> tuple[tuple[int, ...], ...]:
     return tuple(prompts)
 
 
-def _generate(llm: LLM, prompts: tuple[tuple[int, ...], ...], max_tokens: int, num_logprobs: int | None) -> list[RequestOutput]:
+def _generate(
+    llm: LLM, prompts: tuple[tuple[int, ...], ...], max_tokens: int, num_logprobs: int | None
+) -> list[RequestOutput]:
     params = greedy(max_tokens, logprobs=num_logprobs)
     return llm.generate([{"prompt_token_ids": list(prompt)} for prompt in prompts], params)
 

@@ -6,20 +6,23 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from functools import partial
+from typing import Any
 
 from gpu_checks.check import Check, Piece
 from gpu_checks.models import SHAPES, make_llm
 
 
 def pieces(check: Check) -> Iterator[Piece]:
-    for invariant in (False, True):
-        for model in SHAPES:
-            if not check.tiny:
-                name = f"warm: {model}" + (" batch_invariant" if invariant else "")
-                yield name, partial(_start, check, name, model, invariant)
+    if check.tiny:
+        return
+    for model in SHAPES:
+        yield f"warm: {model}", partial(_start, check, f"warm: {model}", model)
+    small = "Qwen3-0.6B"
+    for name, options in (("batch_invariant", {"batch_invariant": True}), ("small blocks", {"block_size": 16})):
+        yield f"warm: {small} {name}", partial(_start, check, f"warm: {small} {name}", small, **options)
 
 
-def _start(check: Check, name: str, model: str, invariant: bool) -> None:
+def _start(check: Check, name: str, model: str, **options: Any) -> None:
     begun_s = time.perf_counter()
-    make_llm(check, model, one_layer=True, max_num_seqs=256, num_blocks=64, batch_invariant=invariant)
+    make_llm(check, model, one_layer=True, max_num_seqs=256, num_blocks=64, **options)
     check.holds(name, True, f"started in {time.perf_counter() - begun_s:.0f} s beside other work")
