@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -17,7 +18,7 @@ from minivllm_kernels.paged_attention.decode_config import (
     block_n_for,
     decode_config,
 )
-from minivllm_kernels.paged_attention.kernel import paged_decode
+from minivllm_kernels.paged_attention.kernel import UNPACK_FLOAT8_PTX, UNPACK_INT8_PTX, paged_decode
 from minivllm_kernels.paged_attention.reference import paged_attention_reference
 
 _DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -180,12 +181,11 @@ def test_no_rows_launch_nothing() -> None:
     assert empty.decode(None).shape == (0, 2, 32)
 
 
-def test_counters_are_left_at_zero_for_the_next_launch() -> None:
-    batch = _make_batch([100, 0, 16], num_kv_heads=2)
+def test_counters_are_left_at_zero_for_a_launch_with_other_lengths() -> None:
     counters = torch.zeros(8, dtype=torch.int32, device=_DEVICE)
-    first = batch.decode(_SMALL, counters=counters)
-    assert not counters.any()
-    assert torch.equal(first, batch.decode(_SMALL, counters=counters))
+    for context_lens in ([100, 0, 16], [20, 70, 50], [100, 0, 16]):
+        _make_batch(context_lens, num_kv_heads=2).check(_SMALL, counters=counters)
+        assert not counters.any()
 
 
 @pytest.mark.parametrize("block_size", [4, 16], ids=lambda b: f"B{b}")
@@ -214,6 +214,55 @@ def test_every_byte_of_an_8_bit_cache_is_its_number(kv_dtype: torch.dtype) -> No
         kv_scales=torch.ones(1, 1, 2, 2, device=_DEVICE),
     )
     assert torch.equal(batch.decode(None).cpu()[0], stored.float()[0, 0, 0])
+
+
+@pytest.mark.parametrize(
+    "ptx,kv_dtype,unit",
+    [(UNPACK_INT8_PTX, torch.int8, 1), (UNPACK_FLOAT8_PTX, torch.float8_e4m3fn, 256)],
+    ids=["int8", "fp8"],
+)
+def test_the_ptx_that_is_not_interpreted_unpacks_every_byte(ptx: Any, kv_dtype: torch.dtype, unit: int) -> None:
+    # Each int16 beside another one: the two halves of a register must not mix.
+    pairs = np.arange(65_536, dtype=np.uint32)
+    low, high = _run_ptx(ptx.value, pairs | (pairs[::-1] * np.uint32(40_503) << np.uint32(16)))
+    for halves, byte in ((low, pairs & 0xFF), (high, pairs >> 8)):
+        number = torch.from_numpy(byte.astype(np.uint8)).view(kv_dtype).float()
+        ours = torch.from_numpy((halves & 0xFFFF).astype(np.uint16).view(np.float16)).float() * unit
+        assert torch.equal(ours[~number.isnan()], number[~number.isnan()])
+    # And as the upper half.
+    low_up, high_up = _run_ptx(ptx.value, pairs << np.uint32(16) | pairs[::-1])
+    assert np.array_equal(low_up >> np.uint32(16), low & np.uint32(0xFFFF))
+    assert np.array_equal(high_up >> np.uint32(16), high & np.uint32(0xFFFF))
+
+
+def _run_ptx(text: str, source: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Registers $0 and $1 after instructions on $2; those of `_unpack` only."""
+    registers = {"$2": source.astype(np.uint32)}
+
+    def value(operand: str) -> np.ndarray:
+        return registers[operand] if operand in registers else np.full_like(source, int(operand, 0), dtype=np.uint32)
+
+    for line in text.replace("{", "").replace("}", "").split(";"):
+        if not line.strip() or line.strip().startswith(".reg"):
+            continue
+        opcode, operands = line.split(maxsplit=1)
+        target, *sources = [operand.strip() for operand in operands.split(",")]
+        a, *others = [value(operand) for operand in sources]
+        if opcode == "lop3.b32":
+            table = int(sources[3], 0)
+            result = np.zeros_like(a)
+            for case in range(8):
+                if table >> case & 1:
+                    terms = [x if case >> place & 1 else ~x for x, place in ((a, 2), (others[0], 1), (others[1], 0))]
+                    result |= terms[0] & terms[1] & terms[2]
+        elif opcode == "sub.f16x2":
+            result = (a.view(np.float16) - others[0].view(np.float16)).view(np.uint32)
+        else:
+            result = {
+                "mov.b32": lambda x: x, "and.b32": np.bitwise_and, "shl.b32": np.left_shift, "shr.u32": np.right_shift,
+            }[opcode](a, *others)  # fmt: skip
+        registers[target] = result
+    return registers["$0"], registers["$1"]
 
 
 @pytest.mark.parametrize("kv_dtype", [torch.int8, torch.float8_e4m3fn], ids=["int8", "fp8"])

@@ -167,8 +167,8 @@ def specialisations() -> Iterator[Specialisation]:
 
     for dtype in (torch.float16, torch.bfloat16, torch.float32):
         word = str(dtype).removeprefix("torch.")
-        for num_out, num_in in ((384, 256), (1024, 3072), (4096, 1024), (6144, 4096), (24_576, 4096)):
-            is_half = dtype is not torch.float32
+        is_half = dtype is not torch.float32
+        for num_out, num_in in ((384, 256), (1024, 3072), (6144, 4096), (24_576, 4096)):
             for num_rows in (1, 256, 4096) if is_half else (1, 256):
                 x = torch.empty(num_rows, num_in, dtype=dtype, device="meta")
                 weight = torch.empty(num_out, num_in, dtype=dtype, device="meta")

@@ -41,7 +41,7 @@ class DecodeConfig:
     Args:
         block_n: keys of a tile, a power of two from 16 up.
         num_warps, num_stages: Triton's; `num_stages - 1` tiles are on their way or in use.
-        num_splits: programs launched for each request and key/value head, the most it can have.
+        num_splits: programs launched for each request and key/value head, the most splits it can have.
         even_splits: at most `num_splits`.
         min_split_size, max_split_size: in keys.
     """
@@ -61,7 +61,7 @@ class DecodeConfig:
 
 
 def block_n_for(head_dim: int, itemsize: int) -> int:
-    """Keys of a tile of about 32 KB, given the padded size of a head and the of an element of a tile, in bytes: as in the cache, or 4 where float32 is computed with."""
+    """Keys of a tile of about 32 KB. For the arguments see `decode_config`."""
     return max(16, min(128, _TILE_BYTES // (2 * head_dim * itemsize)))
 
 
@@ -104,7 +104,8 @@ def batch_invariant_decode_config(*, max_keys: int, head_dim: int, itemsize: int
         num_splits=num_splits,
         even_splits=num_splits,
         min_split_size=size,
-        max_split_size=max(size, max_keys),
+        # No limit.
+        max_split_size=1 << 30,
     )
 
 

@@ -15,8 +15,8 @@ cores, is a quarter of what an SM can issue meanwhile.
   a last tile of its own would start its loads when the loop has drained, one memory latency later.
 - Softmax runs in base 2, and row sums stay spread over the keys' columns until the end: one reduction across warps a
   tile, that of the maximum.
-- Heads vary fastest over the grid, then splits, then requests: programs that run together read neighbouring memory,
-  and requests finish one by one, so that merging overlaps with reading.
+- Heads vary fastest over the grid, splits slowest: programs that run together read neighbouring memory, and splits that
+  find no keys, spare ones for long contexts, come when all others have been started.
 - The last program of a pair to arrive merges its splits, in their order, so that results can be repeated. A second
   launch would cost 1.3 us inside a graph and as much again to start its loads, in every layer, even for batches
   where no context was long enough to be split; here those write their output directly. Nobody waits for anybody.
@@ -26,7 +26,6 @@ Lengths stay on the device: grid and addresses depend on shapes alone, and a cap
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -36,22 +35,25 @@ import triton.language as tl
 from torch import Tensor
 
 from minivllm_kernels.ahead_of_time import Specialisation
-from minivllm_kernels.paged_attention.decode_config import (
-    DecodeConfig,
-    batch_invariant_decode_config,
-    decode_config,
-    num_sms_of,
+from minivllm_kernels.paged_attention.decode_config import DecodeConfig
+from minivllm_kernels.paged_attention.decode_launch import (
+    choose_decode_config,
+    decode_arguments,
+    decode_arguments_of_shapes,
 )
 
-# Partial results in registers while they are merged: 64 floats a thread, all asked for at once.
-_MERGE_ELEMENTS = 8192
-_FLOAT_TYPES = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32"}
+_TYPES = {
+    torch.float16: "fp16",
+    torch.bfloat16: "bf16",
+    torch.float32: "fp32",
+    torch.int16: "i16",
+    torch.int32: "i32",
+}
 # Probabilities times scales of V are kept this many times larger: in float16 they would lose digits below 6e-5. Scales
 # may be as large as 1023.
 V_UNIT = tl.constexpr(64.0)
 # Arguments that change as a batch goes on: nothing is recompiled for their sake.
 _COUNTERS = ["stride_table_row", "even_splits"]
-_TYPES = {**_FLOAT_TYPES, torch.int16: "i16", torch.int32: "i32"}
 
 
 def paged_decode(
@@ -72,9 +74,9 @@ def paged_decode(
     Args:
         q: [R, H, D] float16, bfloat16 or float32, D at most 256; any stride from row to row, heads contiguous.
         kv_cache: [num_blocks, block_size, 2, K, D], block_size a power of two, H / K at most 16; index 0 of dimension
-            2 is K. The dtype of `q`, or with `kv_scales` int8 or float8_e4m3fn (which needs compute capability 8.9).
+            2 is K. The dtype of `q`, or with `kv_scales` int8 or float8_e4m3fn, D even.
         block_table: [R, width] int32: token t of request r is in slot `t % block_size` of block
-            `block_table[r, t // block_size]`. Entries beyond the context, or before the window, are not read.
+            `block_table[r, t // block_size]`. Entries beyond the context, or before the window, are not followed.
         context_lens: [R] int32; 0 is a padding row, whose output is 0.
         scale: multiplies the scores.
         sliding_window: keys that a query sees, its own included; None is all.
@@ -96,7 +98,7 @@ def paged_decode(
         return out
     num_kv_heads = kv_cache.shape[3]
     if config is None:
-        config = _choose(q, kv_cache, block_table, sliding_window)
+        config = choose_decode_config(q, kv_cache, block_table, sliding_window)
     partial_acc = partial_stats = None
     if config.num_splits == 1:
         counters = None
@@ -108,93 +110,15 @@ def paged_decode(
         partial_stats = torch.empty((*splits, 2, group_size), dtype=torch.float32, device=q.device)
         if counters is None:
             counters = torch.zeros(num_rows * num_kv_heads, dtype=torch.int32, device=q.device)
-    arguments = _arguments(
+    arguments = decode_arguments(
         q, kv_cache, block_table, context_lens, scale, sliding_window, kv_scales, out, partial_acc, partial_stats,
         counters, config,
     )  # fmt: skip
-    grid = (num_kv_heads, config.num_splits, num_rows)
+    grid = (num_kv_heads, num_rows, config.num_splits)
+    # The interpreter knows no PTX.
+    arguments["PTX"] = not triton.knobs.runtime.interpret
     _paged_decode_kernel[grid](**arguments, num_warps=config.num_warps, num_stages=config.num_stages)
     return out
-
-
-def _choose(q: Tensor, kv_cache: Tensor, block_table: Tensor, sliding_window: int | None) -> DecodeConfig:
-    max_keys = block_table.shape[1] * kv_cache.shape[1]
-    return decode_config(
-        num_pairs=q.shape[0] * kv_cache.shape[3],
-        max_keys=max_keys if sliding_window is None else min(max_keys, sliding_window),
-        head_dim=triton.next_power_of_2(q.shape[2]),
-        itemsize=_itemsize(q, kv_cache),
-        num_sms=num_sms_of(q.device),
-    )
-
-
-def _itemsize(q: Tensor, kv_cache: Tensor) -> int:
-    """Bytes that a number of a tile takes, in shared memory or, where products are made in float32, in registers."""
-    return 4 if q.dtype is torch.float32 else kv_cache.dtype.itemsize
-
-
-def _arguments(
-    q: Tensor, kv_cache: Tensor, block_table: Tensor, context_lens: Tensor, scale: float, sliding_window: int | None,
-    kv_scales: Tensor | None, out: Tensor, partial_acc: Tensor | None, partial_stats: Tensor | None,
-    counters: Tensor | None, config: DecodeConfig,
-) -> dict[str, Any]:  # fmt: skip
-    """Every argument of the kernel by name: what a launch passes and what is compiled ahead of time."""
-    num_rows, num_heads, head_dim = q.shape
-    _, block_size, halves, num_kv_heads, kv_head_dim = kv_cache.shape
-    group_size = num_heads // num_kv_heads
-    assert halves == 2 and kv_head_dim == head_dim <= 256 and block_size & (block_size - 1) == 0
-    assert num_heads == group_size * num_kv_heads and 1 <= group_size <= 16
-    assert q.dtype in _FLOAT_TYPES and kv_cache.dtype == q.dtype if kv_scales is None else kv_cache.dtype.itemsize == 1
-    assert q.stride()[1:] == (head_dim, 1) and kv_cache.stride(4) == 1
-    assert block_table.dtype == context_lens.dtype == torch.int32 and block_table.stride(1) == 1
-    assert len(block_table) >= num_rows and len(context_lens) >= num_rows and context_lens.is_contiguous()
-    assert out.shape == q.shape and out.is_contiguous() and out.dtype == q.dtype
-    assert sliding_window is None or sliding_window >= 1
-    assert counters is None or counters.numel() >= num_rows * num_kv_heads
-    strides, scale_strides = kv_cache.stride(), (0, 0, 0)
-    if kv_scales is not None:
-        assert kv_scales.shape == kv_cache.shape[:4] and kv_scales.dtype == torch.float32 and kv_scales.stride(3) == 1
-        scale_strides = kv_scales.stride()[:3]
-        strides = kv_cache.view(torch.int16).stride()
-    block_d, block_h = triton.next_power_of_2(head_dim), triton.next_power_of_2(group_size)
-    return {
-        "q_ptr": q,
-        "kv_ptr": kv_cache if kv_scales is None else kv_cache.view(torch.int16),
-        "kv_scales_ptr": kv_scales,
-        "block_table_ptr": block_table,
-        "context_lens_ptr": context_lens,
-        "out_ptr": out,
-        "partial_acc_ptr": partial_acc,
-        "partial_stats_ptr": partial_stats,
-        "counters_ptr": counters,
-        # Scores in powers of 2.
-        "qk_scale": scale * math.log2(math.e),
-        "stride_q_row": q.stride(0),
-        "stride_kv_block": strides[0],
-        "stride_kv_slot": strides[1],
-        "stride_kv_half": strides[2],
-        "stride_kv_head": strides[3],
-        "stride_scales_block": scale_strides[0],
-        "stride_scales_slot": scale_strides[1],
-        "stride_scales_half": scale_strides[2],
-        "stride_table_row": block_table.stride(0),
-        "even_splits": config.even_splits,
-        "GROUP_SIZE": group_size,
-        "HEAD_DIM": head_dim,
-        "BLOCK_SIZE": block_size,
-        "KV_FLOAT8": kv_cache.dtype is torch.float8_e4m3fn,
-        # The interpreter knows no PTX.
-        "PTX": not triton.knobs.runtime.interpret,
-        "SLIDING_WINDOW": sliding_window,
-        "MIN_TILES": triton.cdiv(config.min_split_size, config.block_n),
-        "MAX_TILES": triton.cdiv(config.max_split_size, config.block_n),
-        # Tensor cores take 16 rows. Without them, in float32, every row costs.
-        "BLOCK_G": block_h if q.dtype is torch.float32 else 16,
-        "BLOCK_N": config.block_n,
-        "BLOCK_D": block_d,
-        "MERGE_S": max(1, _MERGE_ELEMENTS // (block_h * block_d)),
-        "MERGE_G": block_h,
-    }
 
 
 @triton.jit
@@ -240,7 +164,7 @@ def _merge_splits(
 
 # Two int16 in a register give two pairs of float16: 1.25 (int8) and 1.75 (fp8) instructions a number, where the same
 # words in Triton, half a register at a time, take 2.5 and 3.5, more than an SM has time for at full bandwidth.
-_UNPACK_INT8 = tl.constexpr("""{
+UNPACK_INT8_PTX = tl.constexpr("""{
     .reg .b32 high, bias;
     mov.b32 bias, 0x64806480;
     shr.u32 high, $2, 8;
@@ -249,7 +173,7 @@ _UNPACK_INT8 = tl.constexpr("""{
     sub.f16x2 $0, $0, bias;
     sub.f16x2 $1, $1, bias;
 }""")
-_UNPACK_FLOAT8 = tl.constexpr("""{
+UNPACK_FLOAT8_PTX = tl.constexpr("""{
     .reg .b32 digits, sign, low;
     shl.b32 digits, $2, 7;
     shl.b32 sign, $2, 8;
@@ -272,7 +196,7 @@ def _unpack(pairs, FLOAT8: tl.constexpr, PTX: tl.constexpr):
     if FLOAT8:
         if PTX:
             return tl.inline_asm_elementwise(
-                _UNPACK_FLOAT8, "=r,=r,r", [pairs], dtype=(tl.float16, tl.float16), is_pure=True, pack=2
+                UNPACK_FLOAT8_PTX, "=r,=r,r", [pairs], dtype=(tl.float16, tl.float16), is_pure=True, pack=2
             )
         low = ((pairs & 0x80) << 8) | ((pairs & 0x7F) << 7)
         high = (pairs & -0x8000) | ((pairs & 0x7F00) >> 1)
@@ -280,7 +204,7 @@ def _unpack(pairs, FLOAT8: tl.constexpr, PTX: tl.constexpr):
     else:
         if PTX:
             return tl.inline_asm_elementwise(
-                _UNPACK_INT8, "=r,=r,r", [pairs], dtype=(tl.float16, tl.float16), is_pure=True, pack=2
+                UNPACK_INT8_PTX, "=r,=r,r", [pairs], dtype=(tl.float16, tl.float16), is_pure=True, pack=2
             )
         low = (pairs & 0xFF) ^ 0x6480
         high = ((pairs >> 8) & 0xFF) ^ 0x6480
@@ -290,27 +214,34 @@ def _unpack(pairs, FLOAT8: tl.constexpr, PTX: tl.constexpr):
 @triton.jit(do_not_specialize=_COUNTERS)
 def _paged_decode_kernel(
     q_ptr, kv_ptr, kv_scales_ptr, block_table_ptr, context_lens_ptr, out_ptr,
-    # float32 [R, K, splits, GROUP_SIZE, D], [R, K, splits, 2, GROUP_SIZE] and int32 [R * K]; None where grid dimension
-    # 1 is one program.
+    # float32 [R, K, splits, GROUP_SIZE, D], [R, K, splits, 2, GROUP_SIZE] and int32 [R * K]; None for a single split.
     partial_acc_ptr, partial_stats_ptr, counters_ptr,
     qk_scale,
     stride_q_row, stride_kv_block, stride_kv_slot, stride_kv_half, stride_kv_head,
     stride_scales_block, stride_scales_slot, stride_scales_half, stride_table_row,
     even_splits,
-    GROUP_SIZE: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_SIZE: tl.constexpr, KV_FLOAT8: tl.constexpr, PTX: tl.constexpr, SLIDING_WINDOW: tl.constexpr,
-    MIN_TILES: tl.constexpr, MAX_TILES: tl.constexpr,
+    GROUP_SIZE: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_SIZE: tl.constexpr, SLIDING_WINDOW: tl.constexpr,
+    MIN_TILES: tl.constexpr, MAX_TILES: tl.constexpr, KV_FLOAT8: tl.constexpr, PTX: tl.constexpr,
     BLOCK_G: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
     MERGE_S: tl.constexpr, MERGE_G: tl.constexpr,
 ):  # fmt: skip
     kv_head = tl.program_id(0).to(tl.int64)
-    split = tl.program_id(1)
-    row = tl.program_id(2).to(tl.int64)
-    num_splits = tl.num_programs(1)
+    row = tl.program_id(1).to(tl.int64)
+    split = tl.program_id(2)
+    num_splits = tl.num_programs(2)
     pair = row * tl.num_programs(0) + kv_head
+    # Asked for together with the queries, so that two latencies are spent as one.
+    context_len = tl.load(context_lens_ptr + row)
+
+    offs_g, offs_n, offs_d = tl.arange(0, BLOCK_G), tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_D)
+    mask_gd = (offs_g[:, None] < GROUP_SIZE) & (offs_d[None, :] < HEAD_DIM)
+    # Of a head of the group, within q of one row, out of one row, or one split of partial_acc.
+    offs_gd = offs_g[:, None] * HEAD_DIM + offs_d[None, :]
+    q_ptr += row * stride_q_row + kv_head * (GROUP_SIZE * HEAD_DIM)
+    q = tl.load(q_ptr + offs_gd, mask=mask_gd, other=0.0)  # [BLOCK_G, BLOCK_D]
 
     # Keys [first_key, context_len) in tiles that are aligned in absolute positions, so that no tile of a block's size
     # or less reaches into a second block.
-    context_len = tl.load(context_lens_ptr + row)
     first_key = 0
     if SLIDING_WINDOW is not None:
         first_key = tl.maximum(context_len - SLIDING_WINDOW, 0)
@@ -326,12 +257,6 @@ def _paged_decode_kernel(
     first = (first_tile + split * split_tiles) * BLOCK_N
     end = tl.minimum(first + split_tiles * BLOCK_N, context_len)
 
-    offs_g, offs_n, offs_d = tl.arange(0, BLOCK_G), tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_D)
-    mask_gd = (offs_g[:, None] < GROUP_SIZE) & (offs_d[None, :] < HEAD_DIM)
-    # Of a head of the group, within q of one row, out of one row, or one split of partial_acc.
-    offs_gd = offs_g[:, None] * HEAD_DIM + offs_d[None, :]
-    q_ptr += row * stride_q_row + kv_head * (GROUP_SIZE * HEAD_DIM)
-    q = tl.load(q_ptr + offs_gd, mask=mask_gd, other=0.0)  # [BLOCK_G, BLOCK_D]
     # An 8-bit cache is read as pairs of neighbours; even and odd dimensions then have products of their own.
     PAIRED: tl.constexpr = kv_scales_ptr is not None
     WIDTH: tl.constexpr = HEAD_DIM // 2 if PAIRED else HEAD_DIM
@@ -351,13 +276,13 @@ def _paged_decode_kernel(
 
     kv_ptr += kv_head * stride_kv_head
     block_table_ptr += row * stride_table_row
-    # Where a tile lies in one block, `block_id` and `offs_slot` say where; else each key has its own entry. Neither is
-    # read where no key is seen.
+    # One entry where a tile lies in one block, else one a key.
     if BLOCK_SIZE >= BLOCK_N:
         block_id = tl.load(block_table_ptr + first // BLOCK_SIZE, mask=first < end, other=0)
     else:
-        seen = (first + offs_n >= first_key) & (first + offs_n < end)
-        block_id = tl.load(block_table_ptr + (first // BLOCK_SIZE + offs_n // BLOCK_SIZE), mask=seen, other=0)
+        block_id = tl.load(
+            block_table_ptr + (first // BLOCK_SIZE + offs_n // BLOCK_SIZE), mask=first + offs_n < end, other=0
+        )
     m_i = tl.full([BLOCK_G], float("-inf"), tl.float32)
     l_columns = tl.zeros([BLOCK_G, BLOCK_N], tl.float32)
     acc = tl.zeros([BLOCK_G, BLOCK_W], tl.float32)
@@ -437,33 +362,11 @@ def _paged_decode_kernel(
             )  # fmt: skip
 
 
-def _specialisation(
-    name: str, *, dtype: torch.dtype, kv_dtype: torch.dtype, num_rows: int, num_kv_heads: int, group_size: int,
-    head_dim: int, block_size: int, max_keys: int, sliding_window: int | None = None, invariant: bool = False,
-) -> Specialisation:  # fmt: skip
-    """What a batch of these sizes launches on an H200, from tensors that have shapes and no memory."""
-
-    def empty(*shape: int, dtype: torch.dtype) -> Tensor:
-        return torch.empty(shape, dtype=dtype, device="meta")
-
-    num_heads, width = group_size * num_kv_heads, -(-max_keys // block_size)
-    q = empty(num_rows, (num_heads + 2 * num_kv_heads) * head_dim, dtype=dtype)[:, : num_heads * head_dim]
-    q = q.unflatten(1, (num_heads, head_dim))
-    kv_cache = empty(64, block_size, 2, num_kv_heads, head_dim, dtype=kv_dtype)
-    block_table = empty(num_rows, width, dtype=torch.int32)
-    config = _choose(q, kv_cache, block_table, sliding_window)
-    if invariant:
-        block_d = triton.next_power_of_2(head_dim)
-        config = batch_invariant_decode_config(max_keys=max_keys, head_dim=block_d, itemsize=_itemsize(q, kv_cache))
-    splits = None if config.num_splits == 1 else empty(1, dtype=torch.float32)
-    arguments = _arguments(
-        q, kv_cache, block_table, empty(num_rows, dtype=torch.int32), head_dim**-0.5, sliding_window,
-        None if kv_dtype == dtype else empty(*kv_cache.shape[:4], dtype=torch.float32),
-        empty(num_rows, num_heads, head_dim, dtype=dtype), splits, splits,
-        None if splits is None else empty(num_rows * num_kv_heads, dtype=torch.int32), config,
-    )  # fmt: skip
+def _specialisation(name: str, **shapes: Any) -> Specialisation:
+    """What a batch of these shapes launches on an H200."""
+    arguments, config = decode_arguments_of_shapes(**shapes)
     types, constants, aligned = {}, {}, []
-    for key, value in arguments.items():
+    for key, value in {**arguments, "PTX": True}.items():
         if key.isupper() or value is None:
             constants[key] = value
         elif isinstance(value, Tensor):
@@ -476,9 +379,14 @@ def _specialisation(
         else:
             types[key] = "fp32"
     return Specialisation(
-        name=f"paged_decode-{name}", kernel=_paged_decode_kernel, types=types, constants=constants,
-        aligned=tuple(aligned), num_warps=config.num_warps, num_stages=config.num_stages,
-    )  # fmt: skip
+        name=f"paged_decode-{name}",
+        kernel=_paged_decode_kernel,
+        types=types,
+        constants=constants,
+        aligned=tuple(aligned),
+        num_warps=config.num_warps,
+        num_stages=config.num_stages,
+    )
 
 
 def specialisations() -> Iterator[Specialisation]:

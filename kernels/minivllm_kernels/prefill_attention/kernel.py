@@ -67,16 +67,35 @@ def _to_float(tile, DTYPE: tl.constexpr, FP8: tl.constexpr):
 
 
 @triton.jit
+def _tree_bits(tree_ptrs, first_draft, num_drafts, mask_m):
+    """Each row's mask of the 64 drafts from `first_draft` on, which may be negative: two words, shifted together."""
+    word = first_draft >> 6
+    shift = (first_draft & 63).to(tl.int64)
+    low = tl.load(tree_ptrs + word, mask=mask_m & (word >= 0) & (word * 64 < num_drafts), other=0)
+    high = tl.load(tree_ptrs + word + 1, mask=mask_m & (word >= -1) & ((word + 1) * 64 < num_drafts), other=0)
+    # A shift by 64 is none, hence by 63 - shift and then by 1. The bits that `high` gives are the sign's in `low`.
+    from_high = (tl.full([], -1, tl.int64) << (63 - shift)) << 1
+    return ((low >> shift) & ~from_high) | ((high << (63 - shift)) << 1)
+
+
+@triton.jit
 def _mask_scores(
     qk, first_key, pos, hi, window, first_new, tree_ptrs, mask_m,
     BLOCK_N: tl.constexpr, HAS_WINDOW: tl.constexpr, HAS_TREE: tl.constexpr,
 ):  # fmt: skip
     """Scores, and -inf where a row does not see a key."""
-    keys = first_key + tl.arange(0, BLOCK_N)[None, :]
+    offs_n = tl.arange(0, BLOCK_N)[None, :]
+    keys = first_key + offs_n
     if HAS_TREE:
-        drafts = keys - first_new
-        in_tree = (drafts >= 0) & (keys < hi) & mask_m[:, None]
-        seen = (drafts < 0) | (tl.load(tree_ptrs[:, None] + drafts, mask=in_tree, other=0) != 0)
+        drafts = first_key - first_new
+        bits = _tree_bits(tree_ptrs, drafts, hi - first_new, mask_m)
+        if BLOCK_N > 64:
+            tl.static_assert(BLOCK_N == 128)
+            more = _tree_bits(tree_ptrs, drafts + 64, hi - first_new, mask_m)
+            bits = tl.where(offs_n < 64, bits[:, None], more[:, None])
+        else:
+            bits = bits[:, None]
+        seen = (keys < first_new) | ((((bits >> (offs_n & 63)) & 1) != 0) & (keys < hi))
     else:
         seen = keys <= pos[:, None]
         if HAS_WINDOW:
@@ -275,13 +294,135 @@ def _prefill_attention(
             first_new, tree_ptrs, qk_scale, stride_block, stride_slot, K, D, BLOCK_D, BLOCK_N, BLOCK_SIZE,
             True, HAS_WINDOW, HAS_TREE, HAS_SCALES, FP8,
         )  # fmt: skip
-    if HAS_TREE:
-        # A query that sees nothing gives 0.
+    if HAS_WINDOW or HAS_TREE:
+        # A draft that sees nothing gives 0, and so do rows that are nobody's.
         l_i = tl.where(l_i == 0.0, 1.0, l_i)
     acc = acc * (1.0 / l_i)[:, None]
     out_ptrs = out_ptr + ((rows * stride_out + columns)[:, None] + offs_d[None, :])
     tl.store(out_ptrs, acc.to(out_ptr.dtype.element_ty), mask=mask_q)
 
 
-def _constants(*, head_dim: int, config: PrefillConfig) -> dict[str, Any]:
-    return {}
+def prefill_attention(
+    q: Tensor,
+    kv_cache: Tensor,
+    block_table: Tensor,
+    cu_seqlens_q: Tensor,
+    context_lens: Tensor,
+    *,
+    max_query_len: int,
+    scale: float,
+    sliding_window: int | None = None,
+    kv_scales: Tensor | None = None,
+    tree_mask: Tensor | None = None,
+    out: Tensor | None = None,
+    config: PrefillConfig | None = None,
+) -> Tensor:
+    """Attention of each request's newest tokens over all of its keys, cached and new: see the reference.
+
+    Args:
+        q: [N, H, D] float32, float16 or bfloat16, any stride between tokens.
+        kv_cache: [num_blocks, block_size, 2, K, D] of q's dtype, or int8 or float8_e4m3fn with `kv_scales`; block_size
+            a power of two; this step's K and V are in it.
+        block_table: [R, width] int32. Entries beyond a context, or before its window, are not read.
+        cu_seqlens_q: [R + 1] int32.
+        context_lens: [R] int32.
+        max_query_len: at least the queries of any request; the host's own count.
+        scale: multiplies the scores.
+        sliding_window: keys that a query sees, itself included; None is all.
+        kv_scales: [num_blocks, block_size, 2, K] float32 contiguous.
+        tree_mask: [N, W] int64 from `pack_tree_mask`; W * 64 is at least max_query_len.
+        out: [N, H, D] to write to, any stride between tokens.
+        config: fixes the tiles; None is what `choose_config` says.
+
+    Returns:
+        [N, H, D] in q's dtype. Rows of queries that belong to nobody are not written.
+
+    Raises:
+        ValueError: a draft tree meets a sliding window.
+    """
+    if tree_mask is not None and sliding_window is not None:
+        raise ValueError(
+            f"sliding_window={sliding_window} with a tree of drafts: where a draft stands is not known here; "
+            "draft chains (speculation without a tree) instead"
+        )
+    num_tokens, num_heads, head_dim = q.shape
+    _, block_size, _, num_kv_heads, _ = kv_cache.shape
+    group_size = num_heads // num_kv_heads
+    num_requests = context_lens.shape[0]
+    if out is None:
+        out = torch.empty(num_tokens, num_heads, head_dim, dtype=q.dtype, device=q.device)
+    assert q.stride()[1:] == out.stride()[1:] == (head_dim, 1) and kv_cache.stride(4) == 1 and block_table.stride(1) == 1
+    assert num_heads == group_size * num_kv_heads and block_size & (block_size - 1) == 0
+    assert block_table.shape[0] == num_requests == cu_seqlens_q.shape[0] - 1
+    assert (kv_scales is None) == (kv_cache.dtype == q.dtype) and (kv_scales is None or kv_scales.is_contiguous())
+    assert tree_mask is None or (tree_mask.shape[1] * 64 >= max_query_len and tree_mask.stride(1) == 1)
+    assert scale > 0 and (sliding_window is None or sliding_window >= 1)
+    if num_tokens == 0 or num_requests == 0:
+        return out
+
+    if config is None:
+        config = choose_config(
+            head_dim=head_dim,
+            group_size=group_size,
+            num_kv_heads=num_kv_heads,
+            num_tokens=num_tokens,
+            max_query_len=max_query_len,
+            dtype_bytes=q.element_size(),
+            quantized=kv_scales is not None,
+            hopper=q.is_cuda and torch.cuda.get_device_capability(q.device)[0] == 9,
+        )
+    tokens_per_tile = config.block_m // group_size
+    assert tokens_per_tile >= 1, f"a group of {group_size} heads in tiles of {config.block_m} rows"
+    one_tile = max_query_len <= tokens_per_tile
+    num_tiles = num_requests if one_tile else num_tokens // tokens_per_tile + num_requests
+    fp8 = kv_cache.dtype == torch.float8_e4m3fn
+    _prefill_attention[(num_tiles * num_kv_heads,)](
+        q, kv_cache.view(torch.uint8) if fp8 else kv_cache, kv_scales, tree_mask, block_table, cu_seqlens_q,
+        context_lens, out, scale * math.log2(math.e), sliding_window or 0, num_requests, num_tiles, q.stride(0),
+        out.stride(0), block_table.stride(0), 0 if tree_mask is None else tree_mask.stride(0), *kv_cache.stride()[:4],
+        **_constants(
+            num_kv_heads=num_kv_heads,
+            group_size=group_size,
+            head_dim=head_dim,
+            block_size=block_size,
+            has_window=sliding_window is not None,
+            has_tree=tree_mask is not None,
+            has_scales=kv_scales is not None,
+            fp8=fp8,
+            one_tile=one_tile,
+            config=config,
+        ),
+        num_warps=config.num_warps,
+        num_stages=config.num_stages,
+    )  # fmt: skip
+    return out
+
+
+def _constants(
+    *,
+    num_kv_heads: int,
+    group_size: int,
+    head_dim: int,
+    block_size: int,
+    config: PrefillConfig,
+    has_window: bool = False,
+    has_tree: bool = False,
+    has_scales: bool = False,
+    fp8: bool = False,
+    one_tile: bool = False,
+) -> dict[str, Any]:
+    return {
+        "K": num_kv_heads,
+        "G": group_size,
+        "D": head_dim,
+        "BLOCK_D": max(16, triton.next_power_of_2(head_dim)),
+        "BLOCK_SIZE": block_size,
+        "BLOCK_M": config.block_m,
+        "BLOCK_N": config.block_n,
+        "HAS_WINDOW": has_window,
+        "HAS_TREE": has_tree,
+        "HAS_SCALES": has_scales,
+        "FP8": fp8,
+        "ONE_TILE": one_tile,
+        "OVERLAP": config.overlap,
+    }

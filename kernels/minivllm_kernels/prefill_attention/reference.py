@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from minivllm_kernels.paged_attention.reference import paged_attention_reference
+from minivllm_kernels.prefill_attention.tree import unpack_tree_mask
 
 
 def prefill_attention_reference(
@@ -29,9 +30,9 @@ def prefill_attention_reference(
         q_NHD, block_table, cu_seqlens_q, context_lens, scale, sliding_window: see `paged_attention_reference`.
         kv_cache: [num_blocks, block_size, 2, K, D], of any dtype where there are no scales.
         kv_scales: [num_blocks, block_size, 2, K] float32; what a slot holds is `kv_cache * kv_scales`.
-        tree_mask: [N, T] bool or int8. Query i of a request sees all tokens that were computed before this step, and
-            of the request's queries those j whose `tree_mask[i, j]` is set, itself only if set. A query that sees
-            nothing gives 0.
+        tree_mask: [N, W] int64 from `pack_tree_mask`. Query i sees all tokens of its request that were computed before
+            this step, and of the request's queries those j whose bit `tree_mask[i]` has, itself only if so. A query
+            that sees nothing gives 0.
 
     Returns:
         [N, H, D] in the dtype of `q_NHD`, computed in float64.
@@ -48,7 +49,7 @@ def prefill_attention_reference(
     assert sliding_window is None, "where a draft stands is not known here, so neither is its window"
     block_size, num_heads = kv_cache.shape[1], q_NHD.shape[1]
     group_size = num_heads // kv_cache.shape[3]
-    bounds = cu_seqlens_q.tolist()
+    bounds, mask = cu_seqlens_q.tolist(), unpack_tree_mask(tree_mask)
     out_NHD = torch.zeros_like(q_NHD)
     for request, context_len in enumerate(context_lens.tolist()):
         first, end = bounds[request], bounds[request + 1]
@@ -57,7 +58,7 @@ def prefill_attention_reference(
         # [context_len, 2, K, D]
         kv = kv_cache[block_ids].flatten(0, 1)[:context_len].double()
         for query in range(first, end):
-            drafts = tree_mask[query, : end - first].nonzero().flatten() + num_before
+            drafts = mask[query, : end - first].nonzero().flatten() + num_before
             seen = torch.cat([torch.arange(num_before), drafts])
             for head in range(num_heads):
                 keys, values = kv[seen, :, head // group_size].unbind(dim=1)
