@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
-
 from gpu_checks import results
 from gpu_checks.results import Row
+from torch import Tensor
 
 # A named piece of a section; what it raises is a failed row.
 Piece = tuple[str, Callable[[], None]]

@@ -6,27 +6,28 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import torch
-
 from gpu_checks.check import Check, Piece, poisoned
 from gpu_checks.elementwise import ALLOWED, compare
 from gpu_checks.paged import Batch, Sizes, expected_output, make_batch
+
 from minivllm_kernels.paged_attention.kernel import paged_decode
 
 # Where contexts end: nothing, one key, around tiles, blocks and splits, far.
 _ODD = (0, 1, 2, 15, 16, 17, 63, 64, 65, 127, 129, 255, 256, 257, 511, 513, 1000, 2047, 2049, 5000, 16385, 0)
 
 
-def batch_of(contexts: tuple[int, ...], **sizes: object) -> Sizes:
+def batch_of(contexts: tuple[int, ...], **sizes: Any) -> Sizes:
     """One query a request; a context of 0 is a padding row, which has a row of q as well."""
-    return Sizes(queries=(1,) * len(contexts), contexts=contexts, **sizes)  # type: ignore[arg-type]
+    return Sizes(queries=(1,) * len(contexts), contexts=contexts, **sizes)
 
 
 def pieces(check: Check) -> Iterator[Piece]:
     half, brain, full = torch.float16, torch.bfloat16, torch.float32
     if check.tiny:
-        small = {"num_heads": 4, "num_kv_heads": 2, "head_dim": 32, "block_size": 16}
+        small: dict[str, Any] = {"num_heads": 4, "num_kv_heads": 2, "head_dim": 32, "block_size": 16}
         cases = [
             batch_of((17, 0, 40), **small),
             batch_of((17, 40), **{**small, "dtype": full, "sliding_window": 9}),
@@ -61,7 +62,7 @@ def name_of(sizes: Sizes) -> str:
     )
 
 
-def run(batch: Batch, out: torch.Tensor, **options: object) -> torch.Tensor:
+def run(batch: Batch, out: torch.Tensor, **options: Any) -> torch.Tensor:
     return paged_decode(
         batch.q, batch.kv_cache, batch.block_table, batch.context_lens, scale=batch.sizes.scale,
         sliding_window=batch.sizes.sliding_window, kv_scales=batch.kv_scales, out=out, **options,

@@ -5,11 +5,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
+from typing import Any
 
 import torch
+from gpu_checks.check import Check, Piece, poisoned, relative_error, word, worst_row
 from torch import Tensor
 
-from gpu_checks.check import Check, Piece, poisoned, relative_error, word, worst_row
 from minivllm_kernels.linear.kernel import linear
 from minivllm_kernels.linear.reference import linear_reference
 from minivllm_kernels.prepare_inputs import kernel as prepare
@@ -25,6 +26,9 @@ from minivllm_kernels.silu_and_mul.reference import silu_and_mul_reference
 ALLOWED = {torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 6e-3}
 ROW_FACTOR = 8
 # What 8 bits lose of a Gaussian vector of 128: a step of 2 x 2.7 sigma / 254, and three bits of mantissa.
+# Tokens, heads of q, heads of K and V, size of a head.
+_ROTARY_SHAPES = [(1, 16, 8, 128), (300, 32, 8, 128), (8192, 32, 8, 128), (65, 28, 4, 80)]
+_TINY_SHAPE = (3, 4, 2, 32)
 _ALLOWED_8_BIT = {torch.int8: 1.5e-2, torch.float8_e4m3fn: 5e-2}
 
 
@@ -36,14 +40,12 @@ def pieces(check: Check) -> Iterator[Piece]:
             yield f"rms_norm {kind}: N{rows} C{size}", partial(_norm, check, dtype, rows, size)
         for rows, size in [(3, 300)] if tiny else [(1, 3072), (7, 12288), (300, 5001), (8192, 12288)]:
             yield f"silu_and_mul {kind}: N{rows} I{size}", partial(_silu, check, dtype, rows, size)
-        for shape in (
-            [(3, 4, 2, 32)] if tiny else [(1, 16, 8, 128), (300, 32, 8, 128), (8192, 32, 8, 128), (65, 28, 4, 80)]
-        ):
+        for shape in [_TINY_SHAPE] if tiny else _ROTARY_SHAPES:
             for norm in (False, True):
                 name = "N{} H{} K{} D{}".format(*shape) + (" norm" if norm else "")
                 yield f"rotary_and_cache {kind}: {name}", partial(_rotary, check, dtype, shape, norm, None)
         for cache in [torch.int8] if tiny else [torch.int8, torch.float8_e4m3fn]:
-            shape = (3, 4, 2, 32) if tiny else (300, 32, 8, 128)
+            shape = _TINY_SHAPE if tiny else _ROTARY_SHAPES[1]
             name = "N{} H{} K{} D{} norm".format(*shape)
             yield f"rotary_and_cache {word(cache)}: {name} {kind}", partial(_rotary, check, dtype, shape, True, cache)
         for num_out, num_in in [(48, 64)] if tiny else [(4096, 1024), (1024, 3072), (6144, 4096), (300, 300)]:
@@ -61,10 +63,8 @@ def compare(check: Check, name: str, out: Tensor, expected: Tensor, allowed: flo
 
 def _norm(check: Check, dtype: torch.dtype, rows: int, size: int) -> None:
     generator, device = check.generator(size + rows), check.device
-    x, residual, weight = (
-        torch.randn(shape, generator=generator, device=device).to(dtype)
-        for shape in ((rows, size), (rows, size), (size,))
-    )
+    x, residual = torch.randn((2, rows, size), generator=generator, device=device).to(dtype).unbind(0)
+    weight = torch.randn(size, generator=generator, device=device).to(dtype)
     name = f"{word(dtype)}: N{rows} C{size}"
     expected = rms_norm_reference(x.double(), weight, eps=1e-6)
     compare(check, f"rms_norm {name}", rms_norm(x, weight, eps=1e-6), expected, ALLOWED[dtype])
@@ -90,9 +90,8 @@ def _rotary(
     qkv = torch.randn((num_tokens, (num_heads + 2 * num_kv_heads) * head_dim), generator=generator, device=device)
     qkv = qkv.to(dtype)
     positions = torch.randint(0, 4096, (num_tokens,), generator=generator, device=device)
-    angles = torch.arange(4096, device=device)[:, None] * 1e6 ** (
-        -torch.arange(0, head_dim, 2, device=device) / head_dim
-    )
+    frequencies = 1e6 ** (-torch.arange(0, head_dim, 2, device=device) / head_dim)
+    angles = torch.arange(4096, device=device)[:, None] * frequencies
     rotations = torch.stack([angles.cos(), angles.sin()], dim=-1).contiguous()
     weight = torch.rand((num_heads + num_kv_heads, head_dim), generator=generator, device=device).to(dtype)
     num_blocks = -(-num_tokens // block_size) + 2
@@ -108,7 +107,7 @@ def _rotary(
         kv_cache = poisoned(cache_shape, dtype, device)
     kv_scales = poisoned(cache_shape[:4], torch.float32, device) if eight_bit else None
     expected_qkv, expected_cache = qkv.double(), poisoned(cache_shape, torch.float64, device)
-    sizes = {"num_heads": num_heads, "num_kv_heads": num_kv_heads, "head_dim": head_dim, "eps": 1e-6}
+    sizes: dict[str, Any] = {"num_heads": num_heads, "num_kv_heads": num_kv_heads, "head_dim": head_dim, "eps": 1e-6}
     rotary_and_cache_reference_(
         expected_qkv, positions, rotations, norm_weight=weight.double() if norm else None, kv_cache=expected_cache,
         slot_mapping=slots, **sizes,
@@ -176,8 +175,7 @@ def _prepare(check: Check, block_size: int) -> None:
         )
         scatter = "scatter_table_" if module is prepare else "scatter_table_reference_"
         getattr(module, scatter)(at[1], at[2], at[3] // block_size, at[3])
-        results.append(
-            {**outs, **{f"gather {key}": value for key, value in packed.items()}, "store": at[0], "table": at[1]}
-        )
+        gathered = {f"gather {key}": value for key, value in packed.items()}
+        results.append(outs | gathered | {"store": at[0], "table": at[1]})
     for key, value in results[0].items():
         check.holds(f"prepare_inputs: B{block_size} {key}", torch.equal(value.cpu(), results[1][key].cpu()))

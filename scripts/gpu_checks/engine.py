@@ -12,9 +12,9 @@ from functools import cached_property, partial
 from typing import Any
 
 import torch
-
 from gpu_checks.check import Check, Piece
 from gpu_checks.models import SHAPES, decode_steps, greedy, make_llm, num_parameters, requests
+
 from minivllm import LLM
 
 _SMALL, _LARGE = "Qwen3-0.6B", "Qwen3-8B"
@@ -43,14 +43,15 @@ class Steady:
     @property
     def words(self) -> str:
         idle = "" if self.idle is None else f", device idle {self.idle:.1%}"
-        return f"step {self.step_s * 1e3:.3g} ms, median {self.median_s * 1e3:.3g}, longest {self.longest_s * 1e3:.3g}{idle}"
+        step_ms, median_ms, longest_ms = (f"{s * 1e3:.3g}" for s in (self.step_s, self.median_s, self.longest_s))
+        return f"step {step_ms} ms, median {median_ms}, longest {longest_ms}{idle}"
 
 
 def measure(check: Check, llm: LLM, batch: int, num_steps: int = 200) -> Steady:
     """Of one batch size; a row says if a kernel was compiled while it was measured."""
-    context, num_steps = (20, 4) if check.tiny else (_CONTEXT, num_steps)
+    context, num_steps = (6, 2) if check.tiny else (_CONTEXT, num_steps)
     batch = min(batch, llm.config.scheduler.max_num_seqs)
-    steps = decode_steps(llm, batch, context, num_steps, warm_up=2 if check.tiny else 12)
+    steps = decode_steps(llm, batch, context, num_steps, warm_up=1 if check.tiny else 12)
     wall_s = steps[-1].start_s + steps[-1].duration_s - steps[0].start_s
     busy = [step.device_s for step in steps]
     found = Steady(
@@ -93,7 +94,10 @@ class _Engines:
 
 def pieces(check: Check) -> Iterator[Piece]:
     engines = _Engines(check)
-    yield f"engine {_SMALL}: steady decode", partial(_steady, check, _SMALL, lambda: engines.small, (1, 8, 64))
+    yield (
+        f"engine {_SMALL}: steady decode",
+        partial(_steady, check, _SMALL, lambda: engines.small, (1, 64) if check.tiny else (1, 8, 64)),
+    )
     yield (
         "engine: CUDA graphs",
         partial(_compare, check, engines, "CUDA graphs on against off, batch 1", 1, {"cuda_graphs": False}, 2.5),
@@ -155,7 +159,7 @@ def _compare(check: Check, engines: _Engines, name: str, batch: int, without: di
 
 def _invariant(check: Check, engines: _Engines) -> None:
     other = engines.make(batch_invariant=True)
-    for batch in (1, 64):
+    for batch in (64,) if check.tiny else (1, 64):
         fast, slow = measure(check, engines.small, batch, 100), measure(check, other, batch, 100)
         check.figure(
             f"engine: batch_invariant on, of the speed without, batch {batch}", fast.step_s / slow.step_s, "x",

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from gpu_checks.check import Check
+
 from minivllm import LLM, SamplingParams
 from minivllm.plan import StepReport
 
@@ -46,7 +47,7 @@ SHAPES: dict[str, dict[str, Any]] = {
         "tie_word_embeddings": False,
     },
 }
-_TINY = {
+TINY: dict[str, Any] = {
     "vocab_size": 300,
     "hidden_size": 32,
     "intermediate_size": 48,
@@ -76,7 +77,7 @@ def make_llm(check: Check, model: str, **options: Any) -> LLM:
         "max_num_batched_tokens": 8192,
     }
     if check.tiny:
-        given |= {"shape": shape | _TINY, "device": "cpu", "dtype": "float32", "kernels": "triton", "block_size": 16}
+        given |= {"shape": shape | TINY, "device": "cpu", "dtype": "float32", "kernels": "triton", "block_size": 16}
         options |= {"max_model_len": 64, "max_num_seqs": 3, "max_num_batched_tokens": 16}
         options.pop("cuda_graphs", None)
         options.pop("block_size", None)
@@ -131,7 +132,7 @@ def end_all(llm: LLM, request_ids: Sequence[int]) -> None:
 
 
 def num_parameters(shape: dict[str, Any]) -> tuple[int, int]:
-    """Weights of all layers and the head, which every step reads; and bytes of K and V of one token, both in elements."""
+    """Numbers that a step reads: weights of all layers and the head, and K and V of one token of context."""
     hidden, inner, size = shape["hidden_size"], shape["intermediate_size"], shape["head_dim"]
     q, kv = shape["num_attention_heads"] * size, shape["num_key_value_heads"] * size
     layer = hidden * (q + 2 * kv) + q * hidden + 3 * hidden * inner

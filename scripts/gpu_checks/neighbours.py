@@ -10,10 +10,10 @@ from functools import partial
 from typing import Any
 
 import torch
-
 from gpu_checks.check import Check, Piece
 from gpu_checks.engine import release
-from gpu_checks.models import BLOCK_SIZE, SHAPES, _TINY, greedy, requests
+from gpu_checks.models import BLOCK_SIZE, SHAPES, TINY, greedy, requests
+
 from minivllm import LLM
 
 _AIM = 3.0
@@ -57,7 +57,7 @@ def _make(check: Check) -> Any:
     disable_progress_bar()
     torch.manual_seed(0)
     # `pad` is what a static batch fills up with.
-    shape = SHAPES["Qwen3-0.6B"] | (_TINY if check.tiny else {}) | {"pad_token_id": 0}
+    shape = SHAPES["Qwen3-0.6B"] | (TINY if check.tiny else {}) | {"pad_token_id": 0}
     dtype = torch.float32 if check.tiny else torch.bfloat16
     with torch.device(check.device):
         model = Qwen3ForCausalLM(Qwen3Config(**shape)).to(dtype)

@@ -6,35 +6,39 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import torch
-
 from gpu_checks.check import Check, Piece, poisoned
 from gpu_checks.elementwise import ALLOWED, compare
 from gpu_checks.paged import Batch, Sizes, expected_output, make_batch, split_contexts
+
 from minivllm_kernels.prefill_attention.kernel import prefill_attention
 from minivllm_kernels.prefill_attention.tree import pack_tree_mask
 
 
-def whole(length: int, **sizes: object) -> Sizes:
+def whole(length: int, **sizes: Any) -> Sizes:
     """One prompt, nothing cached."""
-    return Sizes(queries=(length,), contexts=(length,), **sizes)  # type: ignore[arg-type]
+    return Sizes(queries=(length,), contexts=(length,), **sizes)
 
 
 def pieces(check: Check) -> Iterator[Piece]:
     half, brain, full = torch.float16, torch.bfloat16, torch.float32
     if check.tiny:
-        small = {"num_heads": 4, "num_kv_heads": 2, "head_dim": 32, "block_size": 16}
+        small: dict[str, Any] = {"num_heads": 4, "num_kv_heads": 2, "head_dim": 32, "block_size": 16}
         cases = [
             Sizes(queries=(5, 1, 0, 3), contexts=(5, 20, 7, 18), **small),
             whole(20, **{**small, "dtype": full, "sliding_window": 9}),
             whole(9, **{**small, "cache_dtype": torch.int8}),
         ]
-        invariant = [(whole(21, **{**small, "dtype": full}), (5, 1, 15))]
+        invariant: list[tuple[Sizes, tuple[int, ...]]] = [(whole(21, **{**small, "dtype": full}), (5, 1, 15))]
         trees = [Sizes(queries=(5,), contexts=(18,), **small)]
     else:
         # Chunks of prompts, a prefix hit whose last token alone is new, decodes, a request without queries, drafts.
-        mixed = {"queries": (512, 1, 300, 1, 0, 5, 777), "contexts": (4096, 2049, 300, 1024, 64, 1000, 8000)}
+        mixed: dict[str, Any] = {
+            "queries": (512, 1, 300, 1, 0, 5, 777),
+            "contexts": (4096, 2049, 300, 1024, 64, 1000, 8000),
+        }
         cases = [Sizes(**mixed, dtype=dtype, block_size=size) for dtype in check.dtypes for size in (16, 64, 256)]
         cases += [whole(length, dtype=dtype) for length in (2048, 4097, 8192) for dtype in (half, brain)]
         cases += [whole(16384, dtype=brain), whole(2049, dtype=full, block_size=16)]
@@ -84,7 +88,7 @@ def name_of(sizes: Sizes) -> str:
     )
 
 
-def run(batch: Batch, out: torch.Tensor, **options: object) -> torch.Tensor:
+def run(batch: Batch, out: torch.Tensor, **options: Any) -> torch.Tensor:
     return prefill_attention(
         batch.q, batch.kv_cache, batch.block_table, batch.cu_seqlens_q, batch.context_lens,
         max_query_len=max(batch.sizes.queries), scale=batch.sizes.scale, sliding_window=batch.sizes.sliding_window,

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import IO
 
 import torch
-
 from gpu_checks import results
 from gpu_checks.check import STEP_OVER, Check, Peaks, progress_file, run_pieces
 from gpu_checks.results import Row

@@ -6,11 +6,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
-
 from gpu_checks.check import Check, Piece, poisoned, word
+
 from minivllm.sampling.batch import SamplingBatch, SamplingRow
 from minivllm.sampling.random import fold_seed
 from minivllm.sampling.sampler import sample as sample_on_cpu
@@ -18,7 +19,7 @@ from minivllm.sampling_params import SamplingParams
 from minivllm_kernels.sample.kernel import SamplingState, argmax, logprobs, sample
 
 # What a row may want; numbers that float32 holds exactly.
-_WANTS = {
+_WANTS: dict[str, dict[str, Any]] = {
     "greedy": {"temperature": 0.0},
     "temperature": {"temperature": 0.75},
     "hot": {"temperature": 1.5},

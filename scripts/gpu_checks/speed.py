@@ -10,13 +10,14 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch.nn.attention import SDPBackend, sdpa_kernel
-
 from gpu_checks import decode, prefill
 from gpu_checks.check import Check, Piece, relative_error
 from gpu_checks.elementwise import ALLOWED
+from gpu_checks.models import SHAPES, TINY
 from gpu_checks.paged import Batch, Sizes, expected_output, make_batch
 from gpu_checks.timing import graph_ms, num_sets
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
 from minivllm_kernels.paged_attention.kernel import paged_decode
 from minivllm_kernels.rms_norm.kernel import add_rms_norm_
 from minivllm_kernels.rotary_and_cache.kernel import rotary_and_cache_
@@ -127,9 +128,9 @@ def _sdpa(batch: Batch) -> Callable[[], torch.Tensor]:
 
 def _small(check: Check, rows: int) -> None:
     """What runs between the products of a Qwen3-8B layer, and the argmax of its head."""
-    hidden, inner, heads, kv_heads, size, vocab = (
-        (32, 48, 4, 2, 32, 300) if check.tiny else (4096, 12288, 32, 8, 128, 151_936)
-    )
+    shape = SHAPES["Qwen3-8B"] | (TINY if check.tiny else {})
+    hidden, inner, size, vocab = (shape[k] for k in ("hidden_size", "intermediate_size", "head_dim", "vocab_size"))
+    heads, kv_heads = shape["num_attention_heads"], shape["num_key_value_heads"]
     dtype, device = torch.float16 if check.tiny else torch.bfloat16, check.device
     kind, width = str(dtype).removeprefix("torch."), (heads + 2 * kv_heads) * size
 
@@ -148,9 +149,8 @@ def _small(check: Check, rows: int) -> None:
 
     weight, item = randn(hidden), dtype.itemsize
     sets = several(4 * rows * hidden * item, lambda: (randn(rows, hidden), randn(rows, hidden)))
-    launches: list[Callable[[], object]] = [
-        partial(add_rms_norm_, x, residual, weight, eps=1e-6) for x, residual in sets
-    ]
+    launches: list[Callable[[], object]]
+    launches = [partial(add_rms_norm_, x, residual, weight, eps=1e-6) for x, residual in sets]
     time("add_rms_norm_", 4 * rows * hidden * item, launches)
 
     sets = several(3 * rows * inner * item, lambda: (randn(rows, 2 * inner),))

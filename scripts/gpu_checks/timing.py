@@ -6,7 +6,6 @@ import statistics
 from collections.abc import Callable, Sequence
 
 import torch
-
 from gpu_checks.check import Check
 
 _REPLAYS = 15
@@ -47,7 +46,7 @@ def graph_ms(
     return statistics.median(_event_ms(graph.replay) for _ in range(replays)) / count
 
 
-def eager_ms(check: Check, launches: Sequence[Callable[[], object]], *, tries: int = 10, best: bool = False) -> float:
+def eager_ms(launches: Sequence[Callable[[], object]], *, tries: int = 10, best: bool = False) -> float:
     """Milliseconds of one launch, outside of a graph: for work so long that a launch's own cost is nothing.
 
     Args:

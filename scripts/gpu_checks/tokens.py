@@ -7,16 +7,18 @@ import itertools
 import json
 from collections.abc import Iterator
 from functools import cache, partial
-from typing import Any
+from typing import Any, TypeAlias
 
 from gpu_checks.check import Check, Piece
 from gpu_checks.models import REFERENCE, ROOT, greedy, make_llm, requests
+
 from minivllm import LLM
 from minivllm.llm import RequestOutput
 
 # Closer than this, the two likeliest tokens are a tie: rounding may choose either.
 _TIE = 1e-4
 _NUM_PROMPTS = 64
+_Prompts: TypeAlias = "tuple[tuple[int, ...], ...]"
 _MAX_TOKENS = 48
 # Where prompts end: around blocks and tiles, and more of them than a step's budget.
 _LENGTHS = (1, 2, 3, 5, 7, 15, 16, 17, 31, 33, 47, 63, 64, 65, 100, 127, 129, 200, 255, 257, 301, 399, 511, 700)
@@ -45,7 +47,7 @@ def _reference(check: Check, **options: Any) -> LLM:
 
 
 @cache
-def _prompts(num: int, vocab_size: int | None) -> tuple[tuple[int, ...], ...]:
+def _prompts(num: int, vocab_size: int | None) -> _Prompts:
     """Stretches of the held-out text, of odd lengths; random tokens where there is no text."""
     if vocab_size is not None:
         return tuple(tuple(one["prompt_token_ids"]) for one in requests(num, (1, 5, 17), vocab_size))
@@ -64,9 +66,7 @@ def _prompts(num: int, vocab_size: int | None) -> tuple[tuple[int, ...], ...]:
     return tuple(prompts)
 
 
-def _generate(
-    llm: LLM, prompts: tuple[tuple[int, ...], ...], max_tokens: int, num_logprobs: int | None
-) -> list[RequestOutput]:
+def _generate(llm: LLM, prompts: _Prompts, max_tokens: int, num_logprobs: int | None) -> list[RequestOutput]:
     params = greedy(max_tokens, logprobs=num_logprobs)
     return llm.generate([{"prompt_token_ids": list(prompt)} for prompt in prompts], params)
 
@@ -78,7 +78,7 @@ def _expected(check: Check) -> list[RequestOutput]:
     return _generate(llm, _prompts_for(check), 2 if check.tiny else _MAX_TOKENS, 2)
 
 
-def _prompts_for(check: Check) -> tuple[tuple[int, ...], ...]:
+def _prompts_for(check: Check) -> _Prompts:
     return _prompts(3, 300) if check.tiny else _prompts(_NUM_PROMPTS, None)
 
 

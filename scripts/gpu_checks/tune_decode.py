@@ -8,12 +8,12 @@ from functools import partial
 from itertools import product
 
 import torch
-
 from gpu_checks import decode
 from gpu_checks.check import Check, Piece
 from gpu_checks.paged import Sizes
 from gpu_checks.speed import check_first, decode_batches, shared_counters
 from gpu_checks.timing import graph_ms
+
 from minivllm_kernels.paged_attention.decode_config import DecodeConfig
 
 _SHAPES = ((32, 2048), (8, 2048), (32, 512), (1, 2048))
@@ -68,6 +68,7 @@ def _tiles(check: Check, sizes: Sizes) -> None:
 
 
 def _blocks(check: Check, sizes: Sizes) -> None:
+    words = f"{sizes.kind} {len(sizes.contexts)}x{sizes.contexts[0]}"
     for block_size in (16, 32) if check.tiny else (16, 32, 64, 128, 256):
         blocked = replace(sizes, block_size=block_size)
         batches = decode_batches(check, blocked)
@@ -77,6 +78,6 @@ def _blocks(check: Check, sizes: Sizes) -> None:
         counters = shared_counters(blocked, check.device)
         time_ms = graph_ms(check, [partial(decode.run, batch, out, **counters) for batch in batches])
         check.figure(
-            f"tune paged_decode blocks: {sizes.kind} {len(sizes.contexts)}x{sizes.contexts[0]} B{block_size}", time_ms, "ms",
+            f"tune paged_decode blocks: {words} B{block_size}", time_ms, "ms",
             floor=check.bytes_ms(sizes.kv_bytes),
         )  # fmt: skip

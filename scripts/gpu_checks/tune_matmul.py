@@ -8,16 +8,16 @@ from functools import partial
 
 import torch
 import torch.nn.functional as F
-
 from gpu_checks.check import Check, Piece, word
-from gpu_checks.models import SHAPES, _TINY
+from gpu_checks.models import SHAPES, TINY
 from gpu_checks.timing import graph_ms, num_sets
+
 from minivllm_kernels.linear.kernel import linear
 
 
 def pieces(check: Check) -> Iterator[Piece]:
     for model, shape in SHAPES.items():
-        shape = shape | (_TINY if check.tiny else {})
+        shape = shape | (TINY if check.tiny else {})
         hidden, inner, size = shape["hidden_size"], shape["intermediate_size"], shape["head_dim"]
         heads, kv_heads = shape["num_attention_heads"], shape["num_key_value_heads"]
         products = {

@@ -7,12 +7,12 @@ from functools import partial
 from itertools import product
 
 import torch
-
 from gpu_checks import prefill
 from gpu_checks.check import Check, Piece
 from gpu_checks.paged import Sizes, make_batch
 from gpu_checks.speed import check_first
 from gpu_checks.timing import graph_ms
+
 from minivllm_kernels.prefill_attention.config import PrefillConfig
 
 
@@ -40,12 +40,9 @@ def variants(tiny: bool, short: bool) -> Iterator[PrefillConfig]:
         shapes = [(16, 4)]
     else:
         shapes = [(16, 4), (32, 4), (64, 4)] if short else [(64, 4), (128, 4), (128, 8)]
-    for (block_m, num_warps), block_n, num_stages, overlap in product(
-        shapes,
-        (16,) if tiny else (32, 64, 128),
-        (2,) if tiny else (2, 3, 4),
-        (False,) if tiny or short else (False, True),
-    ):
+    keys, stages = ((16,), (2,)) if tiny else ((32, 64, 128), (2, 3, 4))
+    overlaps = (False,) if tiny or short else (False, True)
+    for (block_m, num_warps), block_n, num_stages, overlap in product(shapes, keys, stages, overlaps):
         yield PrefillConfig(
             block_m=block_m, block_n=block_n, num_warps=num_warps, num_stages=num_stages, overlap=overlap
         )

@@ -7,11 +7,11 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch.profiler import ProfilerActivity, profile
-
 from gpu_checks.check import Check, Piece
 from gpu_checks.engine import release, step_floor_s
 from gpu_checks.models import SHAPES, end_all, greedy, make_llm, requests
+from torch.profiler import ProfilerActivity, profile
+
 from minivllm import LLM
 
 _STEPS = 20
