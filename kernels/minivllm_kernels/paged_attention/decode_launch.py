@@ -15,8 +15,8 @@ from minivllm_kernels.paged_attention.decode_config import (
     num_sms_of,
 )
 
-# Partial results in registers while they are merged: 64 floats a thread, all asked for at once.
-_MERGE_ELEMENTS = 8192
+# Partial results in registers while they are merged: 32 floats a thread, all asked for at once.
+_MERGE_ELEMENTS = 4096
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32)
 _SCALED = (torch.int8, torch.float8_e4m3fn)
 

@@ -129,7 +129,8 @@ def _merge_splits(
 ):  # fmt: skip
     """Write the output of one pair from its splits; all pointers are at the pair's first element.
 
-    MERGE_S splits are loaded at once, as many as registers hold: two or three memory latencies for a whole merge.
+    MERGE_S splits are asked for at once, so that a merge takes few memory latencies; more would cost the key loop
+    registers.
     """
     offs_s, offs_g, offs_d = tl.arange(0, MERGE_S), tl.arange(0, MERGE_G), tl.arange(0, BLOCK_D)
     m_i = tl.full([MERGE_G], float("-inf"), tl.float32)
@@ -386,6 +387,8 @@ def _specialisation(name: str, **shapes: Any) -> Specialisation:
         aligned=tuple(aligned),
         num_warps=config.num_warps,
         num_stages=config.num_stages,
+        # Rather than give up a third program an SM, ptxas may keep one number on the stack until the keys are done.
+        max_spill_bytes=0 if arguments["kv_scales_ptr"] is None else 8,
     )
 
 
@@ -400,21 +403,19 @@ def specialisations() -> Iterator[Specialisation]:
 
     for name, dtype in (("fp16", half), ("bf16", brain), ("fp32", full)):
         for block_size in (16, 256):
-            kinds = {"dtype": dtype, "kv_dtype": dtype, "block_size": block_size}
-            yield spec(f"{name}-D128-G2-B{block_size}", **kinds)
-            yield spec(f"{name}-D128-G2-B{block_size}-unsplit", num_rows=64, max_keys=1024, **kinds)
-    for group_size in (1, 4, 7, 8, 16):
+            yield spec(f"{name}-D128-G2-B{block_size}", dtype=dtype, kv_dtype=dtype, block_size=block_size)
+        for bits, kv_dtype in (("int8", torch.int8), ("fp8", torch.float8_e4m3fn)):
+            yield spec(f"{name}-{bits}-D128-G4-B16", dtype=dtype, kv_dtype=kv_dtype, group_size=4, block_size=16)
+    for bits, kv_dtype in (("int8", torch.int8), ("fp8", torch.float8_e4m3fn)):
+        yield spec(f"bf16-{bits}-D64-G8-B256", dtype=brain, kv_dtype=kv_dtype, group_size=8, head_dim=64)
+    for group_size in (1, 4, 7, 16):
         yield spec(f"bf16-D128-G{group_size}-B16", dtype=brain, kv_dtype=brain, group_size=group_size, block_size=16)
-    for head_dim in (32, 64, 80, 96, 112, 256):
-        yield spec(f"fp16-D{head_dim}-G4-B16", head_dim=head_dim, group_size=4, block_size=16)
-        yield spec(f"fp16-D{head_dim}-G4-B256", head_dim=head_dim, group_size=4)
+    for head_dim, block_size in ((32, 16), (64, 256), (80, 16), (112, 256), (256, 16), (256, 256)):
+        yield spec(f"fp16-D{head_dim}-G4-B{block_size}", head_dim=head_dim, group_size=4, block_size=block_size)
     yield spec("fp32-D256-G16-B16", dtype=full, kv_dtype=full, head_dim=256, group_size=16, block_size=16)
     yield spec("fp32-D32-G4-B16", dtype=full, kv_dtype=full, head_dim=32, group_size=4, block_size=16)
+    # One pair a program from the start: nothing to merge.
+    yield spec("fp16-D128-G2-B256-unsplit", num_rows=64, max_keys=1024)
     yield spec("fp16-D128-G2-B1", block_size=1)
     yield spec("bf16-D128-G4-B16-W4096", dtype=brain, kv_dtype=brain, group_size=4, block_size=16, sliding_window=4096)
     yield spec("bf16-D128-G2-B16-invariant", dtype=brain, kv_dtype=brain, block_size=16, invariant=True)
-    for name, dtype in (("fp16", half), ("bf16", brain), ("fp32", full)):
-        for bits, kv_dtype in (("int8", torch.int8), ("fp8", torch.float8_e4m3fn)):
-            for block_size in (16, 256):
-                kinds = {"dtype": dtype, "kv_dtype": kv_dtype, "block_size": block_size}
-                yield spec(f"{name}-{bits}-D128-G4-B{block_size}", group_size=4, **kinds)

@@ -1,6 +1,6 @@
 """How a GPU draws every row's next token: what a row does not ask for, it does not pay.
 
-A vocabulary is cut into chunks of 4096 tokens, whatever the batch, so one row keeps many programs busy and a row's
+A vocabulary is cut into chunks of 2048 tokens, whatever the batch, so one row keeps many programs busy and a row's
 result is bitwise its own. Six launches at most, none of which waits for the host:
 
 | launch | grid | what it does |
@@ -31,7 +31,14 @@ import triton.language as tl
 from torch import Tensor
 
 from minivllm_kernels.sample.argmax.kernel import argmax
-from minivllm_kernels.sample.arithmetic.kernel import MAX_VOCAB_SIZE, rate_of, scores_of, source_of, weights_of
+from minivllm_kernels.sample.arithmetic.kernel import (
+    CHUNK_BITS,
+    MAX_VOCAB_SIZE,
+    rate_of,
+    scores_of,
+    source_of,
+    weights_of,
+)
 from minivllm_kernels.sample.draw.kernel import draw
 from minivllm_kernels.sample.filters.kernel import count_bins, gather_window
 from minivllm_kernels.sample.penalties.kernel import forget_tokens, remember_tokens
@@ -42,7 +49,7 @@ if TYPE_CHECKING:
 
 __all__ = ["SampleConfig", "SamplingState", "argmax", "logprobs", "sample", "specialisations"]
 
-# A chunk of 16 KB of float32, 16 logits a thread: see the table above for how many programs that gives.
+# A chunk of 8 KB of float32, 8 logits a thread: see the table above for how many programs that gives.
 DEFAULT_CONFIG = SampleConfig()
 
 _INF = tl.constexpr(float("inf"))
@@ -98,10 +105,10 @@ def survey(
     tl.store(chunk_first_ptr + at, tl.min(tl.where(score == best, offs, vocab_size), 0))
     temperature = tl.load(temperature_ptr + row).to(tl.float64)
     if temperature > 0.0:
-        # A chunk without a finite best has no weights, and is not to make NaNs of infinities.
+        # Without a finite best there is nothing to weigh, and infinities are not to make NaNs.
         reference = tl.where((best > -_INF) & (best < _INF), best, 0.0)
-        weight = weights_of(score - reference, rate_of(temperature))
-        tl.store(chunk_weight_ptr + at, tl.sum(tl.where(score > -_INF, weight, 0), 0))
+        distance = tl.where(score < _INF, score - reference, 0.0)
+        tl.store(chunk_weight_ptr + at, tl.sum(weights_of(distance, rate_of(temperature), CHUNK_BITS), 0))
         if FILTERS:
             tl.store(chunk_worst_ptr + at, tl.min(tl.where(score > -_INF, score, _INF), 0))
             if chunk == 0:
@@ -180,7 +187,7 @@ def sample(
         positions: [M] int32, index in the request of the token being drawn.
         state: what the rows want.
         tokens: [max_rows, max_len + 1] int32, the token store; of row m, [0, positions[m]) are known.
-        out_tokens: [M] int64, written: 0 for padding, -1 where a row's logits hold a NaN or +inf, or nothing above -inf.
+        out_tokens: [M] int64, written: 0 for padding, -1 where a row holds a NaN or +inf, or nothing above -inf.
         penalties: False promises that no row has any: two launches and [M, V] int32 of memory less.
         filters: False promises that no row has top-k, top-p or min-p: two launches and 2 M V bytes less.
         config: for tuning.
@@ -300,7 +307,7 @@ def sample(
         BLOCK=config.block,
         CHUNKS=padded_chunks,
         BINS=config.num_bins,
-        WIDTH=max(1, config.resident // padded_chunks),
+        WIDTH=max(1, min(config.width, config.resident // padded_chunks)),
         num_warps=config.num_warps,
     )
 
@@ -325,7 +332,7 @@ def logprobs(logits: Tensor, token_ids: Tensor, *, num_likeliest: int) -> tuple[
 
 
 def specialisations() -> Iterator[Specialisation]:
-    """Qwen3's vocabulary, one of 4096 tokens, and a large one that nothing divides; each promise that a caller may make."""
+    """Qwen3's vocabulary, one of 4096 tokens, and a large one that nothing divides; each promise of a caller."""
     from minivllm_kernels.ahead_of_time import launches_of
 
     def logits_of(dtype: torch.dtype, vocab_size: int) -> tuple[str, Tensor]:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class SamplingState:
-    """Sampling parameters by row of the request store: [max_rows] contiguous tensors, written when a request gets its row.
+    """Sampling parameters by row of the request store: [max_rows] contiguous tensors, written with the request.
 
     Floats may be float32 or float64. The kernels compute in float64, so float64 gives what a CPU computes from the
     user's numbers, while float32 changes them first: a temperature of 0.7 by a relative 2e-8.
@@ -42,13 +42,15 @@ class SampleConfig:
     Args:
         block: tokens of a chunk, one program each; a power of two, at most 32768. The same for every batch size.
         num_bins: of the coarse histogram; a power of two, 32 or more. Its cost grows with them, the lists shrink.
-        resident: list entries that the last kernel keeps in registers; further ones are read again in each step.
+        resident, width: list entries that the last kernel keeps in registers, and of one chunk at most; further ones are
+            read again in each step.
         num_warps: of all kernels that see a chunk.
         splits: programs that share the tokens of a penalized row.
     """
 
-    block: int = 4096
+    block: int = 2048
     num_bins: int = 128
-    resident: int = 4096
+    resident: int = 2048
+    width: int = 256
     num_warps: int = 8
     splits: int = 16

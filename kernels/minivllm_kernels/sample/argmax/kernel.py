@@ -22,6 +22,7 @@ _BLOCK = 2048
 
 @triton.jit
 def argmax_of_chunks(logits_ptr, keys_ptr, vocab_size, stride_logits, num_chunks, BLOCK: tl.constexpr):
+    """The key of a chunk's winner."""
     chunk = tl.program_id(0)
     m = tl.program_id(1).to(tl.int64)
     offs = chunk * BLOCK + tl.arange(0, BLOCK)
@@ -37,6 +38,7 @@ def argmax_of_chunks(logits_ptr, keys_ptr, vocab_size, stride_logits, num_chunks
 
 @triton.jit
 def argmax_of_rows(keys_ptr, out_ptr, num_chunks, CHUNKS: tl.constexpr):
+    """The place in the largest key of a row."""
     m = tl.program_id(0).to(tl.int64)
     chunks = tl.arange(0, CHUNKS)
     keys = tl.load(keys_ptr + m * num_chunks + chunks, mask=chunks < num_chunks, other=-(1 << 63))
@@ -66,6 +68,4 @@ def argmax(logits: Tensor, *, out_tokens: Tensor, block: int = _BLOCK) -> None:
     argmax_of_chunks[(num_chunks, num_rows)](
         logits, keys, vocab_size, logits.stride(0), num_chunks, BLOCK=block, num_warps=4
     )
-    argmax_of_rows[(num_rows,)](
-        keys, out_tokens, num_chunks, CHUNKS=triton.next_power_of_2(num_chunks), num_warps=1
-    )
+    argmax_of_rows[(num_rows,)](keys, out_tokens, num_chunks, CHUNKS=triton.next_power_of_2(num_chunks), num_warps=1)

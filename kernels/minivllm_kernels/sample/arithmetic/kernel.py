@@ -2,12 +2,15 @@
 
 **Scores** are float64: the logit, penalized. Of unpenalized rows they hold a float32 exactly, so comparing is exact.
 
-**Weights** are integers: 2^44 exp((score - best) / temperature), rounded. Sums of integers do not depend on their
+**Weights** are integers: 2^bits exp((score - best) / temperature), rounded. Sums of integers do not depend on their
 order, so every sum over a vocabulary is bitwise the same whatever the batch, the tiles, the warps or the order of
-atomics, and passes agree with each other to the unit. Below 2^19 tokens no sum leaves int64. The exponential is
-float64 (a polynomial, relative error 2e-16: there is no need for a library that Triton's interpreter lacks), 17
-instructions of a unit that does 64 a cycle and SM: 12 us for 64 rows of 152k tokens on an H200, about what reading them
-takes.
+atomics, and passes agree with each other to the unit. `bits` is 50 in a chunk; over a row it is as many of 44 to 50 as
+keep the row's sum in an int64, below 2^19 tokens. Against a CPU's float64 sums, rows of 152k tokens draw another token
+once in 1e8 draws or less (computed from both sides' sums; float64's own rounding alone gives 1e-9).
+
+The exponential is float64 (a polynomial, relative error 2e-16: the library's is not to be had in Triton's interpreter),
+17 instructions of a unit that does 64 a cycle and SM: 12 us for 64 rows of 152k tokens on an H200, about what reading
+them takes.
 
 A draw compares `floor(uniform * total)` with integer sums: the uniform is 53 bits of the hash, so the product's high
 half is exact, and always below the total.
@@ -20,10 +23,11 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-WEIGHT_BITS = tl.constexpr(44)
-# What lies further below the best, in powers of two, weighs nothing after rounding.
-REACH = tl.constexpr(46.0)
+CHUNK_BITS = tl.constexpr(50)
+ROW_BITS = tl.constexpr(44)
 MAX_VOCAB_SIZE = (1 << 19) - 1
+# What lies further below the best, in powers of two, weighs nothing after rounding.
+REACH = tl.constexpr(52.0)
 
 _LOG2_E = tl.constexpr(1.4426950408889634)
 # Added to a double below 2^51, it leaves the nearest whole number in the low bits, in two's complement.
@@ -60,8 +64,8 @@ def _horner(value, x, COEFFICIENT: tl.constexpr):
 
 
 @triton.jit
-def _scaled_exp2(exponent, SCALE: tl.constexpr):
-    """2^(exponent + SCALE) in float64; exponents are at most 0, those below -900 count as -900.
+def _scaled_exp2(exponent, bits):
+    """2^(exponent + bits) in float64; exponents are at most 0, those below -900 count as -900.
 
     2^f on [-1/2, 1/2] is a minimax polynomial of degree 10. Each step is one rounding and none can be contracted with
     another, so that all kernels round alike.
@@ -80,15 +84,15 @@ def _scaled_exp2(exponent, SCALE: tl.constexpr):
     power = _horner(power, fraction, 2.4022650695908768e-01)
     power = _horner(power, fraction, 6.931471805599497e-01)
     power = _horner(power, fraction, 1.0)
-    whole = shifted.to(tl.int64, bitcast=True) + SCALE
+    whole = shifted.to(tl.int64, bitcast=True) + bits
     # The whole part goes to the exponent field; what else stands above it is shifted out.
     return (power.to(tl.int64, bitcast=True) + (whole << 52)).to(tl.float64, bitcast=True)
 
 
 @triton.jit
-def weights_of(distance, rate):
-    """Integer weights of scores that lie `distance` (0 or less) from the reference, at `rate` powers of two a unit."""
-    return (_scaled_exp2(distance * rate, WEIGHT_BITS) + _ROUND).to(tl.int64, bitcast=True) - _ROUND_BITS
+def weights_of(distance, rate, bits):
+    """Integer weights, 2^bits at most, of scores `distance` (0 or less) from the best, `rate` powers of two a unit."""
+    return (_scaled_exp2(distance * rate, bits) + _ROUND).to(tl.int64, bitcast=True) - _ROUND_BITS
 
 
 @triton.jit
@@ -145,7 +149,8 @@ def scores_of(offs, mask, source, PENALTIES: tl.constexpr):
     logits_ptr, touched_ptr, counts_ptr, repetition, presence, frequency = source
     score = tl.load(logits_ptr + offs, mask=mask, other=float("-inf")).to(tl.float64)
     if PENALTIES:
-        if (repetition != 1.0) | (presence != 0.0) | (frequency != 0.0):
+        penalized = (repetition != 1.0) | (presence != 0.0) | (frequency != 0.0)
+        if penalized:
             words = tl.load(touched_ptr + (offs >> 5), mask=mask, other=0)
             touched = mask & (((words >> (offs & 31)) & 1) != 0)
             count = tl.load(counts_ptr + offs, mask=touched, other=0)

@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 
 from minivllm_kernels.sample.arithmetic.kernel import (
-    factor_of,
+    CHUNK_BITS,
     rate_of,
     scores_of,
     source_of,
@@ -49,90 +49,6 @@ def _listed_scores(
 
 
 @triton.jit
-def _amounts_of(score, best, rate, BY_WEIGHT: tl.constexpr):
-    if BY_WEIGHT:
-        amount = weights_of(score - best, rate)
-    else:
-        amount = (score > -_INF).to(tl.int64)
-    return amount
-
-
-@triton.jit
-def _threshold_of(
-    lower,
-    upper,
-    base,
-    wanted,
-    score0,
-    best,
-    rate,
-    list_ptr,
-    listed_C,
-    source,
-    BY_WEIGHT: tl.constexpr,
-    PENALTIES: tl.constexpr,
-    BLOCK: tl.constexpr,
-    CHUNKS: tl.constexpr,
-    WIDTH: tl.constexpr,
-):
-    """The listed score at which the amount of all scores from above reaches `wanted`: tokens, or their weight.
-
-    Args:
-        lower, upper: listed scores, with base + amount(above upper) < wanted <= base + amount(from lower on): the
-            invariant. Each step moves one of them to a listed score on its side of the middle.
-        base: amount above the list.
-        score0: the first WIDTH entries of each chunk's list.
-    """
-    amount0 = _amounts_of(score0, best, rate, BY_WEIGHT)
-    longest = tl.max(listed_C, 0)
-    while lower < upper:
-        middle = lower + (upper - lower) * 0.5
-        # Between neighbours the middle may be rounded up.
-        middle = tl.where(middle < upper, middle, lower)
-        amount = tl.sum(tl.where(score0 > middle, amount0, 0))
-        next_lower = tl.min(tl.where(score0 > middle, score0, _INF))
-        next_upper = tl.max(tl.where(score0 > middle, -_INF, score0))
-        for begin in range(WIDTH, longest, WIDTH):
-            score = _listed_scores(begin, list_ptr, listed_C, source, PENALTIES, BLOCK, CHUNKS, WIDTH)
-            amount += tl.sum(tl.where(score > middle, _amounts_of(score, best, rate, BY_WEIGHT), 0))
-            next_lower = tl.minimum(next_lower, tl.min(tl.where(score > middle, score, _INF)))
-            next_upper = tl.maximum(next_upper, tl.max(tl.where(score > middle, -_INF, score)))
-        enough = base + amount >= wanted
-        lower = tl.where(enough, next_lower, lower)
-        upper = tl.where(enough, upper, next_upper)
-    return lower
-
-
-@triton.jit
-def _split_at(
-    limit,
-    least,
-    score0,
-    best,
-    rate,
-    list_ptr,
-    listed_C,
-    source,
-    PENALTIES: tl.constexpr,
-    BLOCK: tl.constexpr,
-    CHUNKS: tl.constexpr,
-    WIDTH: tl.constexpr,
-):
-    """Of each chunk's list: weight above the limit, that of tokens of at least `least`, number of tokens level with it."""
-    weight = tl.where(score0 > limit, weights_of(score0 - best, rate), 0)
-    above_C = tl.sum(weight, 1)
-    kept_C = tl.sum(tl.where(weight >= least, weight, 0), 1)
-    level_C = tl.sum((score0 == limit).to(tl.int32), 1)
-    for begin in range(WIDTH, tl.max(listed_C, 0), WIDTH):
-        score = _listed_scores(begin, list_ptr, listed_C, source, PENALTIES, BLOCK, CHUNKS, WIDTH)
-        weight = tl.where(score > limit, weights_of(score - best, rate), 0)
-        above_C += tl.sum(weight, 1)
-        kept_C += tl.sum(tl.where(weight >= least, weight, 0), 1)
-        level_C += tl.sum((score == limit).to(tl.int32), 1)
-    return above_C, kept_C, level_C
-
-
-@triton.jit
 def _kept_of(
     top_k,
     top_p,
@@ -141,6 +57,7 @@ def _kept_of(
     cuts_k,
     best,
     rate,
+    bits,
     at_C,
     mask_C,
     chunk_total_ptr,
@@ -156,76 +73,82 @@ def _kept_of(
 ):
     """What the filters keep of a row.
 
+    A threshold is the listed score at which the amount of all scores from above reaches what is wanted: a number of
+    tokens for top-k, then a weight for top-p. It is bisected between two listed scores with
+
+        amount(above upper) < wanted <= amount(from lower on),
+
+    and each step moves one of them to the next listed score on its side of the middle, until they meet.
+
     Returns:
         mass_C: [CHUNKS] int64, each chunk's kept weight.
         limit: tokens that score more are kept, where min-p allows.
         level_C: [CHUNKS] int32, how many of a chunk's tokens at the limit are kept: its first.
     """
+    longest = tl.max(listed_C, 0)
     score0 = _listed_scores(0, list_ptr, listed_C, source, PENALTIES, BLOCK, CHUNKS, WIDTH)
+    weight0 = weights_of(score0 - best, rate, bits)
     lower = tl.min(tl.where(score0 > -_INF, score0, _INF))
-    upper = tl.max(score0)
-    for begin in range(WIDTH, tl.max(listed_C, 0), WIDTH):
+    highest = tl.max(score0)
+    for begin in range(WIDTH, longest, WIDTH):
         score = _listed_scores(begin, list_ptr, listed_C, source, PENALTIES, BLOCK, CHUNKS, WIDTH)
         lower = tl.minimum(lower, tl.min(tl.where(score > -_INF, score, _INF)))
-        upper = tl.maximum(upper, tl.max(score))
+        highest = tl.maximum(highest, tl.max(score))
 
-    limit = tl.full((), -_INF, tl.float64)
-    if cuts_k:
-        limit = _threshold_of(
-            lower,
-            upper,
-            num_before.to(tl.int64),
-            top_k.to(tl.int64),
-            score0,
-            best,
-            rate,
-            list_ptr,
-            listed_C,
-            source,
-            False,
-            PENALTIES,
-            BLOCK,
-            CHUNKS,
-            WIDTH,
-        )
-        lower = limit
-    above_C, kept_C, level_C = _split_at(
-        limit, least, score0, best, rate, list_ptr, listed_C, source, PENALTIES, BLOCK, CHUNKS, WIDTH
-    )
     before = tl.sum(tl.load(chunk_above_ptr + at_C, mask=mask_C, other=0), 0)
+    kept_before_C = tl.load(chunk_kept_ptr + at_C, mask=mask_C, other=0)
+    # The weight that top-p has a share of: all there is, until top-k drops some.
+    total = tl.sum(tl.load(chunk_total_ptr + at_C, mask=mask_C, other=0), 0)
+    limit = tl.full((), -_INF, tl.float64)
+    over = before
+    wanted = before
+    kept_C = tl.zeros((CHUNKS,), tl.int64)
+    level_C = tl.zeros((CHUNKS,), tl.int32)
+    for turn in range(2):
+        by_weight = turn == 1
+        if (by_weight & (top_p < 1.0)) | ((turn == 0) & cuts_k):
+            wanted = tl.where(by_weight, wanted_of(top_p, total), top_k.to(tl.int64))
+            base = tl.where(by_weight, before, num_before.to(tl.int64))
+            amount0 = tl.where(by_weight, weight0, (score0 > -_INF).to(tl.int64))
+            upper = highest
+            while lower < upper:
+                middle = lower + (upper - lower) * 0.5
+                # Between neighbours the middle may be rounded up.
+                middle = tl.where(middle < upper, middle, lower)
+                amount = tl.sum(tl.where(score0 > middle, amount0, 0))
+                next_lower = tl.min(tl.where(score0 > middle, score0, _INF))
+                next_upper = tl.max(tl.where(score0 > middle, -_INF, score0))
+                for begin in range(WIDTH, longest, WIDTH):
+                    score = _listed_scores(begin, list_ptr, listed_C, source, PENALTIES, BLOCK, CHUNKS, WIDTH)
+                    weight = weights_of(score - best, rate, bits)
+                    amount += tl.sum(tl.where(score > middle, tl.where(by_weight, weight, 1), 0))
+                    next_lower = tl.minimum(next_lower, tl.min(tl.where(score > middle, score, _INF)))
+                    next_upper = tl.maximum(next_upper, tl.max(tl.where(score > middle, -_INF, score)))
+                enough = base + amount >= wanted
+                lower = tl.where(enough, next_lower, lower)
+                upper = tl.where(enough, upper, next_upper)
+            limit = lower
+
+            # Of each chunk's list: weight above the limit, that of tokens that min-p keeps, how many are level with it.
+            above_C = tl.sum(tl.where(score0 > limit, weight0, 0), 1)
+            kept_C = tl.sum(tl.where((score0 > limit) & (weight0 >= least), weight0, 0), 1)
+            level_C = tl.sum((score0 == limit).to(tl.int32), 1)
+            for begin in range(WIDTH, longest, WIDTH):
+                score = _listed_scores(begin, list_ptr, listed_C, source, PENALTIES, BLOCK, CHUNKS, WIDTH)
+                weight = weights_of(score - best, rate, bits)
+                above_C += tl.sum(tl.where(score > limit, weight, 0), 1)
+                kept_C += tl.sum(tl.where((score > limit) & (weight >= least), weight, 0), 1)
+                level_C += tl.sum((score == limit).to(tl.int32), 1)
+            over = before + tl.sum(above_C, 0)
+            total = over + tl.sum(level_C, 0) * weights_of(limit - best, rate, bits)
+
+    weight = weights_of(limit - best, rate, bits)
     if top_p < 1.0:
-        # Of the tokens that top-k left: all that weigh something, where it cut none.
-        total = tl.sum(tl.load(chunk_total_ptr + at_C, mask=mask_C, other=0), 0)
-        left = before + tl.sum(above_C, 0) + tl.sum(level_C, 0) * weights_of(limit - best, rate)
-        wanted = wanted_of(top_p, tl.where(cuts_k, left, total))
-        limit = _threshold_of(
-            lower,
-            upper,
-            before,
-            wanted,
-            score0,
-            best,
-            rate,
-            list_ptr,
-            listed_C,
-            source,
-            True,
-            PENALTIES,
-            BLOCK,
-            CHUNKS,
-            WIDTH,
-        )
-        above_C, kept_C, level_C = _split_at(
-            limit, least, score0, best, rate, list_ptr, listed_C, source, PENALTIES, BLOCK, CHUNKS, WIDTH
-        )
         # Of the tokens that are level with the last one, only the first are needed to get there.
-        weight = tl.maximum(weights_of(limit - best, rate), 1)
-        num_level = (wanted - before - tl.sum(above_C, 0) + weight - 1) // weight
+        num_level = (wanted - over + weight - 1) // tl.maximum(weight, 1)
         preceding_C = (tl.cumsum(level_C, 0) - level_C).to(tl.int64)
         level_C = tl.minimum(tl.maximum(num_level - preceding_C, 0), level_C.to(tl.int64)).to(tl.int32)
-    weight = weights_of(limit - best, rate)
-    mass_C = tl.load(chunk_kept_ptr + at_C, mask=mask_C, other=0) + kept_C
-    mass_C += tl.where(weight >= least, level_C.to(tl.int64) * weight, 0)
+    mass_C = kept_before_C + kept_C + tl.where(weight >= least, level_C.to(tl.int64) * weight, 0)
     return mass_C, limit, level_C
 
 
@@ -299,17 +222,17 @@ def draw(
         stride_logits,
     )
     rate = rate_of(temperature)
-    mass_C = masses_of(chunk_best_ptr, chunk_weight_ptr, best, rate, m, num_chunks, CHUNKS)
+    mass_C, bits = masses_of(chunk_best_ptr, chunk_weight_ptr, best, rate, m, num_chunks, CHUNKS)
     limit = tl.full((), -_INF, tl.float64)
     level_C = tl.zeros((CHUNKS,), tl.int32)
     least = tl.zeros((), tl.int64)
     if FILTERS:
+        worst = tl.min(tl.load(chunk_worst_ptr + at_C, mask=mask_C, other=_INF), 0)
         if filtered:
-            worst = tl.min(tl.load(chunk_worst_ptr + at_C, mask=mask_C, other=_INF), 0)
             first_bin, last_bin, num_before, cuts_k = window_of(
-                histogram_ptr, top_k, top_p, best, worst, rate, tl.sum(mass_C, 0), m, BINS
+                histogram_ptr, top_k, top_p, best, worst, rate, bits, tl.sum(mass_C, 0), m, BINS
             )
-            least = least_weight_of(min_p)
+            least = least_weight_of(min_p, bits)
             mass_C, limit, level_C = _kept_of(
                 top_k,
                 top_p,
@@ -318,6 +241,7 @@ def draw(
                 cuts_k,
                 best,
                 rate,
+                bits,
                 at_C,
                 mask_C,
                 chunk_total_ptr,
@@ -345,10 +269,11 @@ def draw(
     if not (FILTERS and filtered):
         # Weights of a whole chunk were summed relative to its own best: finer units there than in `mass_C`.
         reference = tl.sum(tl.where(chunk_C == chosen, best_C, 0.0), 0)
+        bits = tl.full((), CHUNK_BITS, tl.int64)
         weight_C = tl.load(chunk_weight_ptr + at_C, mask=mask_C, other=0)
         whole = tl.sum(tl.where(chunk_C == chosen, weight_C, 0), 0)
         target = (target.to(tl.float64) * (whole.to(tl.float64) / mass.to(tl.float64))).to(tl.int64)
-    weight = weights_of(score - reference, rate)
+    weight = weights_of(score - reference, rate, bits)
     at_limit = score == limit
     kept = (score > limit) | (at_limit & (tl.cumsum(at_limit.to(tl.int32), 0) <= level))
     weight = tl.where(kept & (weight >= least), weight, 0)

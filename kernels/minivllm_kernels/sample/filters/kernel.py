@@ -18,6 +18,7 @@ import triton.language as tl
 
 from minivllm_kernels.sample.arithmetic.kernel import (
     REACH,
+    ROW_BITS,
     factor_of,
     rate_of,
     scores_of,
@@ -27,13 +28,14 @@ from minivllm_kernels.sample.arithmetic.kernel import (
 
 # How far off, in bins, float64 may put a score: far less than this.
 _SLOP = tl.constexpr(1e-6)
-_FULL_WEIGHT = tl.constexpr(1 << 44)
+# Of two units of weight: 2^-(CHUNK_BITS - ROW_BITS).
+_COARSER = tl.constexpr(2.0**-6)
 _INF = tl.constexpr(float("inf"))
 
 
 @triton.jit
 def needs_of(row, temperature_ptr, top_k_ptr, top_p_ptr, min_p_ptr):
-    """Temperature in float64, top_k, top_p, min_p, and whether a threshold, and whether any filter, is to be applied."""
+    """Temperature, top_k, top_p and min_p; whether a threshold is to be searched; whether there is any filter."""
     temperature = tl.load(temperature_ptr + row).to(tl.float64)
     top_k = tl.load(top_k_ptr + row)
     top_p = tl.load(top_p_ptr + row).to(tl.float64)
@@ -56,11 +58,24 @@ def range_of(chunk_best_ptr, chunk_worst_ptr, m, num_chunks, CHUNKS: tl.constexp
 
 @triton.jit
 def masses_of(chunk_best_ptr, chunk_weight_ptr, best, rate, m, num_chunks, CHUNKS: tl.constexpr):
-    """Weights of whole chunks relative to the row's best [CHUNKS]; they were summed relative to the chunk's own."""
+    """Weights of whole chunks relative to the row's best [CHUNKS], and the bits that all the row's weights may have.
+
+    The chunks were summed relative to their own best. Up to 2^60 leaves room for bounds that are thrice the sum.
+    """
     chunks = tl.arange(0, CHUNKS)
     chunk_best = tl.load(chunk_best_ptr + m * num_chunks + chunks, mask=chunks < num_chunks, other=-_INF)
     weight = tl.load(chunk_weight_ptr + m * num_chunks + chunks, mask=chunks < num_chunks, other=0)
-    return (weight.to(tl.float64) * factor_of(chunk_best - best, rate)).to(tl.int64)
+    mass = weight.to(tl.float64) * factor_of(chunk_best - best, rate)
+    coarse = tl.sum((mass * _COARSER).to(tl.int64), 0)
+    extra = tl.zeros((), tl.int64)
+    for finer in tl.static_range(1, 7):
+        extra += (coarse < (1 << (60 - finer))).to(tl.int64)
+    return (mass * (_power_of_two(extra).to(tl.float64) * _COARSER)).to(tl.int64), extra + ROW_BITS
+
+
+@triton.jit
+def _power_of_two(exponent):
+    return tl.full((), 1, tl.int64) << exponent
 
 
 @triton.jit
@@ -80,9 +95,9 @@ def _bins_of(score, best, worst, rate, BINS: tl.constexpr):
 
 
 @triton.jit
-def least_weight_of(min_p):
-    """What a token must weigh for min-p."""
-    return (min_p * _FULL_WEIGHT + 0.5).to(tl.int64)
+def least_weight_of(min_p, bits):
+    """What a token must weigh for min-p, where the best weighs 2^bits."""
+    return (min_p * _power_of_two(bits).to(tl.float64) + 0.5).to(tl.int64)
 
 
 @triton.jit
@@ -95,10 +110,11 @@ def wanted_of(top_p, total):
 
 
 @triton.jit
-def window_of(histogram_ptr, top_k, top_p, best, worst, rate, total, m, BINS: tl.constexpr):
+def window_of(histogram_ptr, top_k, top_p, best, worst, rate, bits, total, m, BINS: tl.constexpr):
     """Between which bins the thresholds lie.
 
     Args:
+        bits: of the row's weights.
         total: int64, weight of the row, off by one in 2^24 at most.
 
     Returns:
@@ -117,8 +133,8 @@ def window_of(histogram_ptr, top_k, top_p, best, worst, rate, total, m, BINS: tl
     width = reach_of(best, worst, rate) / BINS
     near = tl.maximum(bins.to(tl.float64) - _SLOP, 0.0) * width
     far = (bins.to(tl.float64) + (1.0 + _SLOP)) * width
-    most = tl.minimum(weights_of(-near, rate) + 1, _FULL_WEIGHT)
-    least = tl.maximum(weights_of(-far, rate) - 1, 0)
+    most = tl.minimum(weights_of(-near, rate, bits) + 1, _power_of_two(bits))
+    least = tl.maximum(weights_of(-far, rate, bits) - 1, 0)
     most = tl.where(bins <= k_bin, count.to(tl.int64) * most, 0)
     least = tl.where((bins < k_bin) | ((bins == k_bin) & (cuts_k == 0)), count.to(tl.int64) * least, 0)
     sum_most = tl.sum(most, 0)
@@ -174,9 +190,7 @@ def count_bins(
     temperature, _, _, _, searched, _ = needs_of(row, temperature_ptr, top_k_ptr, top_p_ptr, min_p_ptr)
     if not searched:
         return
-    best, worst, usable = range_of(chunk_best_ptr, chunk_worst_ptr, m, num_chunks, CHUNKS)
-    if not usable:
-        return
+    # Asked for before the sums over the row, which hide the wait.
     offs = chunk * BLOCK + tl.arange(0, BLOCK)
     source = source_of(
         m,
@@ -191,6 +205,9 @@ def count_bins(
         stride_logits,
     )
     score = scores_of(offs, offs < vocab_size, source, PENALTIES)
+    best, worst, usable = range_of(chunk_best_ptr, chunk_worst_ptr, m, num_chunks, CHUNKS)
+    if not usable:
+        return
     bins, has_bin = _bins_of(score, best, worst, rate_of(temperature), BINS)
     count = tl.histogram(bins, BINS, mask=has_bin)
     tl.atomic_add(histogram_ptr + m * BINS + tl.arange(0, BINS), count, mask=count > 0, sem="relaxed")
@@ -226,7 +243,7 @@ def gather_window(
     CHUNKS: tl.constexpr,
     BINS: tl.constexpr,
 ):
-    """Sum a chunk's weights: all, above the window, and those of them that min-p keeps; list the tokens in the window."""
+    """Sum a chunk's weights: all, above the window, those of them that min-p keeps. List the tokens in the window."""
     chunk = tl.program_id(0)
     m = tl.program_id(1).to(tl.int64)
     row = tl.load(rows_ptr + m).to(tl.int64)
@@ -235,12 +252,6 @@ def gather_window(
     temperature, top_k, top_p, min_p, _, filtered = needs_of(row, temperature_ptr, top_k_ptr, top_p_ptr, min_p_ptr)
     if not filtered:
         return
-    best, worst, usable = range_of(chunk_best_ptr, chunk_worst_ptr, m, num_chunks, CHUNKS)
-    if not usable:
-        return
-    rate = rate_of(temperature)
-    masses = masses_of(chunk_best_ptr, chunk_weight_ptr, best, rate, m, num_chunks, CHUNKS)
-    first, last, _, _ = window_of(histogram_ptr, top_k, top_p, best, worst, rate, tl.sum(masses, 0), m, BINS)
     within = tl.arange(0, BLOCK)
     offs = chunk * BLOCK + within
     source = source_of(
@@ -256,14 +267,20 @@ def gather_window(
         stride_logits,
     )
     score = scores_of(offs, offs < vocab_size, source, PENALTIES)
-    weight = weights_of(score - best, rate)
+    best, worst, usable = range_of(chunk_best_ptr, chunk_worst_ptr, m, num_chunks, CHUNKS)
+    if not usable:
+        return
+    rate = rate_of(temperature)
+    masses, bits = masses_of(chunk_best_ptr, chunk_weight_ptr, best, rate, m, num_chunks, CHUNKS)
+    first, last, _, _ = window_of(histogram_ptr, top_k, top_p, best, worst, rate, bits, tl.sum(masses, 0), m, BINS)
     bins, has_bin = _bins_of(score, best, worst, rate, BINS)
-    above = tl.where(bins < first, weight, 0)
-    listed = has_bin & (bins >= first) & (bins <= last)
-    place = tl.cumsum(listed.to(tl.int32), 0)
     at = m * num_chunks + chunk
+    listed = (has_bin & (bins >= first) & (bins <= last)).to(tl.int32)
+    place = tl.cumsum(listed, 0) - 1
+    tl.store(list_ptr + at * BLOCK + place, within.to(tl.int16), mask=listed != 0)
+    tl.store(chunk_listed_ptr + at, tl.sum(listed, 0))
+    weight = weights_of(score - best, rate, bits)
     tl.store(chunk_total_ptr + at, tl.sum(weight, 0))
+    above = tl.where(bins < first, weight, 0)
     tl.store(chunk_above_ptr + at, tl.sum(above, 0))
-    tl.store(chunk_kept_ptr + at, tl.sum(tl.where(weight >= least_weight_of(min_p), above, 0), 0))
-    tl.store(chunk_listed_ptr + at, tl.sum(listed.to(tl.int32), 0))
-    tl.store(list_ptr + at * BLOCK + place - 1, within.to(tl.int16), mask=listed)
+    tl.store(chunk_kept_ptr + at, tl.sum(tl.where(above >= least_weight_of(min_p, bits), above, 0), 0))

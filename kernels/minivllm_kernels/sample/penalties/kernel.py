@@ -16,7 +16,7 @@ import triton.language as tl
 
 @triton.jit
 def _what_counts(m, rows_ptr, positions_ptr, repetition_ptr, presence_ptr, frequency_ptr, num_prompt_ptr):
-    """Row of the store, whether it is penalized, its tokens [first, last) that penalties look at, its prompt's length."""
+    """Row of the store, whether it is penalized, the tokens [first, last) that count, and the prompt's length."""
     row = tl.load(rows_ptr + m).to(tl.int64)
     held = tl.maximum(row, 0)
     repeats = tl.load(repetition_ptr + held) != 1.0
