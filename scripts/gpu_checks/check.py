@@ -53,6 +53,8 @@ class Check:
     tiny: bool
     peaks: Peaks | None
     failed: frozenset[str] = frozenset()
+    # Said of every figure.
+    caveat: str = ""
     # Called with each new row.
     heard: Callable[[Row], None] = field(default=lambda row: None)
 
@@ -69,6 +71,7 @@ class Check:
 
     def figure(self, name: str, value: float | None, unit: str, **more: Any) -> None:
         """A measurement: the row of a figure, without its value where nothing is timed."""
+        more["detail"] = self.caveat + more.get("detail", "")
         if self.tiny:
             value, more = None, {**more, "floor": None, "detail": "not measured (tiny)"}
         self.add(name, value=value, unit=unit, **more)
@@ -117,7 +120,7 @@ def run_pieces(section: Section, check: Check, *, shard: int, num_shards: int, f
             piece()
         except Exception as error:
             traceback.print_exc()
-            check.add(name, ok=False, detail=f"{type(error).__name__}: {error}".strip().splitlines()[0])
+            check.add(name, ok=False, detail=f"{type(error).__name__}: {error}".strip().splitlines()[0][:400])
             if check.device.type == "cuda" and any(words in str(error) for words in ("CUDA error", "[CUDA]")):
                 # Torch's words, and Triton's: nothing on the device works in this process any more.
                 raise SystemExit(STEP_OVER) from error

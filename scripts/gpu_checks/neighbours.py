@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from gpu_checks import load
 from gpu_checks.check import Check, Piece
 from gpu_checks.engine import release
 from gpu_checks.models import BLOCK_SIZE, SHAPES, TINY, greedy, requests
@@ -30,7 +31,7 @@ def _compare(check: Check) -> None:
     their_generate = _best_tps(partial(_generate, model, prompts, max_tokens))
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder)
-        ours = _best_tps(partial(_ours, _engine(check, folder), prompts, max_tokens))
+        ours = _best_tps(partial(_ours, check, _engine(check, folder), prompts, max_tokens))
     release()
     load = f"{num} prompts of {lens[0]} to {lens[-1]}, {max_tokens} tokens each, Qwen3-0.6B"
     check.figure("transformers: minivllm", ours, "tok/s", detail=load)
@@ -111,7 +112,7 @@ def _generate_batch(model: Any, prompts: list[list[int]], max_tokens: int) -> in
     return num_tokens
 
 
-def _ours(llm: LLM, prompts: list[list[int]], max_tokens: int) -> int:
-    outputs = llm.generate([{"prompt_token_ids": prompt} for prompt in prompts], greedy(max_tokens))
-    llm.engine.reset_prefix_cache()
-    return sum(len(output.outputs[0].token_ids) for output in outputs)
+def _ours(check: Check, llm: LLM, prompts: list[list[int]], max_tokens: int) -> int:
+    ran = load.run(llm, [{"prompt_token_ids": prompt} for prompt in prompts], [greedy(max_tokens)] * len(prompts))
+    check.holds("transformers compilations: minivllm", ran.num_compilations == 0)
+    return ran.num_output_tokens

@@ -59,13 +59,16 @@ def _run_here(options: argparse.Namespace, name: str) -> None:
 
 
 def _make_check(options: argparse.Namespace, name: str, loud: bool = False) -> Check:
+    failed = _failed_subjects(options.out)
+    wrong = "engine tokens" in failed and SECTIONS[name].of_engine
     return Check(
         section=name,
         out=options.out,
         device=torch.device(options.device),
         tiny=options.tiny,
         peaks=Peaks.load(options.out / "peaks.json"),
-        failed=_failed_subjects(options.out),
+        failed=failed,
+        caveat="the engine's tokens are wrong (see the failed checks); " if wrong else "",
         heard=(lambda row: print(row.text(), flush=True)) if loud else (lambda row: None),
     )
 
@@ -116,8 +119,9 @@ def _start(
     command = [sys.executable, str(script), "--child", name, "--shard", f"{shard}/{SECTIONS[name].shards}"]
     command += ["--first", str(first), "--device", options.device, "--out", str(options.out)]
     # Processes that run side by side share the cores.
-    side_by_side = sum(plan.shards for plan in SECTIONS.values()) if SECTIONS[name].phase == "checks" else 1
-    environment = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) * 2 // side_by_side))} | dict(os.environ)
+    checks = SECTIONS[name].phase == "checks"
+    side_by_side = sum(plan.shards for plan in SECTIONS.values() if plan.phase == "checks") if checks else 1
+    environment = {"OMP_NUM_THREADS": str(max(2, (os.cpu_count() or 1) // side_by_side))} | dict(os.environ)
     return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
 
 

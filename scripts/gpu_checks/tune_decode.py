@@ -78,6 +78,6 @@ def _blocks(check: Check, sizes: Sizes) -> None:
         counters = shared_counters(blocked, check.device)
         time_ms = graph_ms(check, [partial(decode.run, batch, out, **counters) for batch in batches])
         check.figure(
-            f"tune paged_decode blocks: {words} B{block_size}", time_ms, "ms",
+            f"tune paged_decode blocks {words}: B{block_size}", time_ms, "ms",
             floor=check.bytes_ms(sizes.kv_bytes),
         )  # fmt: skip

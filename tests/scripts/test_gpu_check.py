@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "scripts"))
 
 from gpu_checks import paged, results, running, sections  # noqa: E402
-from gpu_checks.check import relative_error, worst_row  # noqa: E402
+from gpu_checks.check import progress_file, relative_error, worst_row  # noqa: E402
 from gpu_checks.results import Row  # noqa: E402
 
 from minivllm_kernels.prefill_attention.reference import prefill_attention_reference  # noqa: E402
@@ -48,7 +48,7 @@ def _raise_(text: str) -> str:
     return f"(_ for _ in ()).throw(RuntimeError({text!r}))"
 
 
-def _watch(folder: Path, breaks: str, device: str = "cpu", seconds: float = 60) -> list[Row]:
+def _watch(folder: Path, breaks: str, device: str = "cpu", seconds: float = 300) -> list[Row]:
     """The rows of such a section, run and looked after as `gpu_check` does."""
     script = folder / "script.py"
     script.write_text(_SCRIPT.format(scripts=str(ROOT / "scripts"), breaks=breaks, device=device))
@@ -74,19 +74,42 @@ def test_what_breaks_one_piece_is_a_failed_row_and_the_next_piece_runs(
     assert says in rows[1].detail
 
 
-def test_a_piece_that_hangs_is_ended_and_the_next_piece_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    plan = sections.Plan(module="speed", phase="figures", budget_s=60, piece_s=1)
-    monkeypatch.setitem(sections.SECTIONS, "speed", plan)
-    rows = _watch(tmp_path, "time.sleep(60)")
-    assert [(row.name, row.ok) for row in rows] == [("one", True), ("two", False), ("three", True)]
-    assert "hangs" in rows[1].detail
+def _sleeping(folder: Path, ends_s: float) -> running._Running:
+    """A process that is at its piece "two", with number 1."""
+    progress_file(folder, "speed", 0).write_text('{"number": 1, "name": "two"}')
+    process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    return running._Running(name="speed", shard=0, process=process, ends_s=ends_s)
 
 
-def test_a_section_out_of_time_keeps_what_it_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    plan = sections.Plan(module="speed", phase="figures", budget_s=8)
-    monkeypatch.setitem(sections.SECTIONS, "speed", plan)
-    rows = _watch(tmp_path, "time.sleep(60)")
-    assert [(row.name, row.ok) for row in rows] == [("one", True), ("speed: out of time", False)]
+def _look_after(folder: Path, one: running._Running) -> tuple[bool, Row]:
+    """Whether it goes on, and the row that says why not. What is started instead leaves its arguments."""
+    script = folder / "script.py"
+    script.write_text(
+        "import sys\nfrom pathlib import Path\nPath(sys.argv[0] + '.again').write_text(' '.join(sys.argv))"
+    )
+    options = argparse.Namespace(out=folder, device="cpu")
+    with (folder / "log.txt").open("wb") as log:
+        goes_on = running._goes_on(script, options, one, folder / "rows.jsonl", log)
+    one.process.wait()
+    (row,) = results.read(folder / "rows.jsonl")
+    return goes_on, row
+
+
+def test_a_piece_that_hangs_is_ended_and_the_next_piece_runs(tmp_path: Path) -> None:
+    one = _sleeping(tmp_path, time.monotonic() + 3600)
+    long_ago_s = time.time() - sections.SECTIONS["speed"].piece_s - 1
+    os.utime(progress_file(tmp_path, "speed", 0), (long_ago_s, long_ago_s))
+    hanging = one.process
+    goes_on, row = _look_after(tmp_path, one)
+    assert goes_on and hanging.returncode != 0
+    assert row.name == "two" and row.ok is False and "hangs" in row.detail
+    assert "--first 2" in (tmp_path / "script.py.again").read_text()
+
+
+def test_a_section_out_of_time_is_ended_and_says_where_it_was(tmp_path: Path) -> None:
+    goes_on, row = _look_after(tmp_path, _sleeping(tmp_path, time.monotonic() - 1))
+    assert not goes_on and row.name == "speed: out of time" and "during two" in row.detail
+    assert not (tmp_path / "script.py.again").exists()
 
 
 def test_without_time_nothing_is_started(tmp_path: Path) -> None:
