@@ -189,6 +189,16 @@ def test_without_a_gpu_it_says_so_in_one_line() -> None:
     assert finished.returncode == 2 and len(finished.stdout.strip().splitlines()) == 1 and "no GPU" in finished.stdout
 
 
+@pytest.mark.parametrize(
+    ("arguments", "needs"),
+    [(["--device", "cpu"], "--tiny"), (["--tiny"], "--device cpu"), (["--device", "cpu", "--tiny"], "--out")],
+    ids=["cpu", "tiny", "tiny-on-a-cpu"],
+)
+def test_what_proves_the_script_is_kept_apart_from_records(arguments: list[str], needs: str) -> None:
+    finished = _run(*arguments)
+    assert finished.returncode == 2 and f"it needs {needs}" in finished.stderr
+
+
 @pytest.mark.slow
 def test_every_section_runs_interpreted_and_claims_no_times(tmp_path: Path) -> None:
     import pyarrow.parquet as pq
