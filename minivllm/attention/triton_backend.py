@@ -21,6 +21,7 @@ from minivllm_kernels.prefill_attention.kernel import prefill_attention
 MAX_HEAD_DIM = 256
 # Columns before a row's block table: context length, end of its queries, and room up to the next multiple of 64 bytes.
 _HEADER = 16
+_MAX_DECODES = 4096
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -76,6 +77,8 @@ class TritonAttention:
         # [num_slots, 2 * K * D] of each layer, to write tokens
         self._slots = [layer.view(-1, 2 * shape.num_kv_heads * shape.head_dim) for layer in kv_cache]
         self._scale = shape.head_dim**-0.5
+        # Where the splits of a request's keys count who is the last; every launch leaves zeros.
+        self._counters = torch.zeros(_MAX_DECODES * shape.num_kv_heads, dtype=torch.int32, device=kv_cache.device)
         self._q_size = shape.num_heads * shape.head_dim
 
     def prepare(self, batch: PackedBatch) -> TritonMetadata:
@@ -129,6 +132,7 @@ class TritonAttention:
                 scale=self._scale,
                 sliding_window=window,
                 out=out[:num_decodes],
+                counters=self._counters if num_decodes <= _MAX_DECODES else None,
             )
         if prefills is not None:
             prefill_attention(

@@ -14,10 +14,9 @@ from torch import Tensor
 
 from minivllm.attention.triton_backend import Decodes, Prefills, TritonAttention, TritonMetadata
 from minivllm.models.llama import Llama
-from minivllm.runner.device_rows import DeviceRows
+from minivllm.runner.device_rows import DeviceRows, Need
 from minivllm.transfer import upload
 from minivllm_kernels.prepare_inputs.kernel import prepare_decode
-from minivllm_kernels.sample.kernel import argmax, sample
 
 
 def batch_buckets(max_rows: int) -> tuple[int, ...]:
@@ -66,12 +65,12 @@ class DecodeStep:
         inputs[1, : len(rows)] = positions
         self._inputs[:, :size].copy_(upload(inputs, self._device), non_blocking=True)
 
-    def compute(self, size: int, plain: bool) -> tuple[Tensor, Tensor]:
+    def compute(self, size: int, need: Need) -> tuple[Tensor, Tensor]:
         """Run what `fill` said.
 
         Args:
             size: as given there.
-            plain: nobody wants more than an argmax.
+            need: of the neediest row.
 
         Returns:
             sampled tokens [size] int64 (-1 where logits are no numbers), and logits [size, V].
@@ -104,19 +103,8 @@ class DecodeStep:
             metadata = TritonMetadata(slot_mapping=slots, decodes=decodes, prefills=None)
         hidden = self._model.forward(token_ids, places, attend_with(self._attention, metadata))
         logits = self._model.compute_logits(hidden)
-        sampled, targets = self._sampled[:size], positions + 1
-        if plain:
-            argmax(logits, out_tokens=sampled)
-        else:
-            sample(
-                logits,
-                rows=rows,
-                positions=targets,
-                state=self._rows.sampling,
-                tokens=self._rows.tokens,
-                out_tokens=sampled,
-            )
-        self._rows.store(rows, targets, sampled)
+        sampled = self._sampled[:size]
+        self._rows.sample_(logits, rows, positions + 1, need, sampled)
         return sampled, logits
 
 

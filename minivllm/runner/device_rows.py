@@ -6,6 +6,7 @@ what lets the host run ahead. A plan sends what is new; a step that only decodes
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Sequence
 
 import numpy as np
@@ -15,13 +16,30 @@ from torch import Tensor
 from minivllm.plan import NewRow, StepPlan
 from minivllm.runner.rows import Rows
 from minivllm.sampling.random import fold_seed
+from minivllm.sampling_params import SamplingParams
 from minivllm.transfer import upload
 from minivllm_kernels.prepare_inputs.kernel import scatter_table_, store_tokens_
-from minivllm_kernels.sample.kernel import SamplingState
+from minivllm_kernels.sample.kernel import SamplingState, argmax, sample
 
-# Columns of the parameters: float32, then int32 of the same width.
+# Of the parameters, float64 (what a CPU would compute with) and int32.
 _FLOATS = ("temperature", "top_p", "min_p", "repetition", "presence", "frequency")
 _INTS = ("top_k", "num_prompt_tokens")
+
+
+class Need(enum.IntEnum):
+    """What a row, or the neediest row of a step, wants of the sampler."""
+
+    ARGMAX = 0
+    DRAW = 1
+    # Filters or penalties, too.
+    ALL = 2
+
+    @classmethod
+    def of(cls, params: SamplingParams) -> Need:
+        filtered = not params.greedy and (params.top_k > 0 or params.top_p < 1 or params.min_p > 0)
+        if filtered or params.penalized:
+            return cls.ALL
+        return cls.ARGMAX if params.greedy else cls.DRAW
 
 
 class DeviceRows:
@@ -40,7 +58,7 @@ class DeviceRows:
         self.tokens = torch.zeros((max_rows, max_model_len + 1), dtype=torch.int32, device=device)
         # [max_rows, max_blocks] int32, padded with -1
         self.block_table = torch.from_numpy(rows.block_table).to(device, copy=True)
-        self._floats = torch.ones((len(_FLOATS), max_rows), dtype=torch.float32, device=device)
+        self._floats = torch.ones((len(_FLOATS), max_rows), dtype=torch.float64, device=device)
         self._ints = torch.zeros((len(_INTS), max_rows), dtype=torch.int32, device=device)
         self._seeds = torch.zeros(max_rows, dtype=torch.int64, device=device)
         self.sampling = SamplingState(
@@ -64,7 +82,7 @@ class DeviceRows:
         ints = [(max(0, p.top_k), new.num_prompt_tokens) for p, (_, new) in zip(params, new_rows, strict=True)]
         seeds = np.array([fold_seed(new.sampling_seed) for _, new in new_rows], dtype=np.uint64).view(np.int64)
         places = upload(np.array([row for row, _ in new_rows], dtype=np.int64), self._device)
-        self._floats.index_copy_(1, places, upload(np.array(floats, dtype=np.float32).T.copy(), self._device))
+        self._floats.index_copy_(1, places, upload(np.array(floats, dtype=np.float64).T.copy(), self._device))
         self._ints.index_copy_(1, places, upload(np.array(ints, dtype=np.int32).T.copy(), self._device))
         self._seeds.index_copy_(0, places, upload(seeds, self._device))
 
@@ -83,6 +101,27 @@ class DeviceRows:
         rows, columns, values = upload(entries, self._device)
         scatter_table_(self.block_table, rows, columns, values)
 
-    def store(self, rows: Tensor, positions: Tensor, sampled: Tensor) -> None:
-        """The tokens that a step sampled: rows and positions [M] int32 (-1 pads), sampled [M] int64."""
+    def sample_(self, logits: Tensor, rows: Tensor, positions: Tensor, need: Need, sampled: Tensor) -> None:
+        """Choose each row's next token, and keep it in its row.
+
+        Args:
+            logits: [M, V].
+            rows: [M] int32, -1 pads.
+            positions: [M] int32, where in its request the token will stand.
+            need: of the neediest row.
+            sampled: [M] int64 to fill; -1 where logits are no numbers.
+        """
+        if need is Need.ARGMAX:
+            argmax(logits, out_tokens=sampled)
+        else:
+            sample(
+                logits,
+                rows=rows,
+                positions=positions,
+                state=self.sampling,
+                tokens=self.tokens,
+                out_tokens=sampled,
+                penalties=need is Need.ALL,
+                filters=need is Need.ALL,
+            )
         store_tokens_(self.tokens, rows, positions, sampled)

@@ -22,7 +22,7 @@ from minivllm.layers.base import Rotary
 from minivllm.plan import Chunk, SampledTokens, StepPlan, StepResult
 from minivllm.runner.base import Done, Launched, MemoryReport
 from minivllm.runner.decode import DecodeStep, attend_with, batch_buckets
-from minivllm.runner.device_rows import DeviceRows
+from minivllm.runner.device_rows import DeviceRows, Need
 from minivllm.runner.graphs import DecodeGraphs
 from minivllm.runner.model_runner import failed
 from minivllm.runner.parts import Parts
@@ -30,7 +30,7 @@ from minivllm.runner.rows import Rows
 from minivllm.transfer import download, upload
 from minivllm_kernels.compilations import num_compilations
 from minivllm_kernels.prepare_inputs.kernel import gather_tokens
-from minivllm_kernels.sample.kernel import argmax, logprobs, sample
+from minivllm_kernels.sample.kernel import logprobs
 
 
 class DeviceRunner:
@@ -59,7 +59,7 @@ class DeviceRunner:
         max_rows = config.scheduler.max_num_seqs
         self._rows = Rows(max_rows, self.max_model_len, config.cache.block_size)
         self._device_rows = DeviceRows(self._rows, max_rows, self.max_model_len, parts.device)
-        self._wants_sampler = [False] * max_rows
+        self._needs = [Need.ARGMAX] * max_rows
         self._step: DecodeStep | None = None
         self._graphs: DecodeGraphs | None = None
         self._sizes = batch_buckets(max_rows)
@@ -84,11 +84,11 @@ class DeviceRunner:
         # Decodes first, as the attention kernels want them; `sorted` keeps the rest in order.
         chunks = plan.chunks if only_decodes else sorted(plan.chunks, key=lambda chunk: chunk.num_tokens > 1)
         rows = self._rows.of(chunks)
-        plain = not any(self._wants_sampler[row] for row in rows.tolist())
+        need = max(self._needs[row] for row in rows.tolist())
         if only_decodes and self._step is not None:
-            sampled, logits = self._decode(chunks, rows, plain)
+            sampled, logits = self._decode(chunks, rows, need)
         else:
-            sampled, logits = self._mixed(chunks, rows, plain)
+            sampled, logits = self._mixed(chunks, rows, need)
         sampling = [(chunk, row) for chunk, row in zip(chunks, rows.tolist(), strict=True) if chunk.samples]
         asked = [(i, self._rows.params[row].logprobs) for i, (_, row) in enumerate(sampling)]
         told = _Logprobs.start(logits, sampled, [(i, number) for i, number in asked if number is not None])
@@ -106,7 +106,7 @@ class DeviceRunner:
         self._rows.release(plan)
         new_rows = [(self._rows.add(new), new) for new in plan.new_rows]
         for row, new in new_rows:
-            self._wants_sampler[row] = not new.sampling_params.greedy or new.sampling_params.penalized
+            self._needs[row] = Need.of(new.sampling_params)
         self._device_rows.add(new_rows)
         self._rows.update_tables(plan)
         self._device_rows.update_tables(plan)
@@ -115,7 +115,7 @@ class DeviceRunner:
             sources, targets = upload(places, self.parts.device)
             self.parts.copy_blocks(sources, targets)
 
-    def _decode(self, chunks: Sequence[Chunk], rows: np.ndarray, plain: bool) -> tuple[Tensor, Tensor]:
+    def _decode(self, chunks: Sequence[Chunk], rows: np.ndarray, need: Need) -> tuple[Tensor, Tensor]:
         assert self._step is not None
         size = len(chunks)
         if self._graphs is not None:
@@ -123,10 +123,10 @@ class DeviceRunner:
         positions = np.array([chunk.start for chunk in chunks], dtype=np.int32)
         self._step.fill(rows, positions, size)
         if self._graphs is not None:
-            return self._graphs.replay(size, plain)
-        return self._step.compute(size, plain)
+            return self._graphs.replay(size, need)
+        return self._step.compute(size, need)
 
-    def _mixed(self, chunks: Sequence[Chunk], rows: np.ndarray, plain: bool) -> tuple[Tensor, Tensor]:
+    def _mixed(self, chunks: Sequence[Chunk], rows: np.ndarray, need: Need) -> tuple[Tensor, Tensor]:
         packed = self._rows.pack(chunks, rows)
         device = self.parts.device
         token_rows = upload(packed.token_rows.astype(np.int32), device)
@@ -157,8 +157,7 @@ class DeviceRunner:
         logits = self.model.compute_logits(hidden if len(samples) == len(hidden) else hidden.index_select(0, samples))
         rows_of_samples, targets = token_rows.index_select(0, samples), positions.index_select(0, samples).int() + 1
         sampled = torch.empty(len(samples), dtype=torch.int64, device=device)
-        self._choose(logits, rows_of_samples, targets, sampled, plain)
-        self._device_rows.store(rows_of_samples, targets, sampled)
+        self._device_rows.sample_(logits, rows_of_samples, targets, need, sampled)
         return sampled, logits
 
     def _forward(self, batch: PackedBatch) -> Tensor:
@@ -172,61 +171,47 @@ class DeviceRunner:
 
         return self.model.forward(batch.token_ids, batch.positions, attend)
 
-    def _choose(self, logits: Tensor, rows: Tensor, positions: Tensor, sampled: Tensor, plain: bool) -> None:
-        if plain:
-            argmax(logits, out_tokens=sampled)
-            return
-        sample(
-            logits,
-            rows=rows,
-            positions=positions,
-            state=self._device_rows.sampling,
-            tokens=self._device_rows.tokens,
-            out_tokens=sampled,
-        )
-
     @torch.inference_mode()
     def _warm_up(self, config: EngineConfig) -> None:
         """Compile all that any step will launch, and capture the graphs, so that neither happens while requests wait.
 
         The steps made up for it have rows of nobody: they write nowhere, and read the pool's first block.
         """
-        budget, size = config.scheduler.max_num_batched_tokens, self._rows.block_size
-        max_rows = config.scheduler.max_num_seqs
-        longest = min(budget, self.max_model_len)
-        lengths = sorted({min(length, longest) for length in (2, 3, 8, 16, 17, 33, 65, 129, 257, longest)})
-        for num_decodes in (0, min(3, max_rows - 1)):
-            for length in lengths:
-                lens = np.array([1] * num_decodes + [length], dtype=np.int64)
-                num_tokens = int(lens.sum())
-                nobody = torch.full((num_tokens,), -1, dtype=torch.int64, device=self.parts.device)
-                batch = PackedBatch(
-                    token_ids=torch.zeros_like(nobody),
-                    positions=torch.zeros_like(nobody),
-                    slot_mapping=nobody,
-                    cu_seqlens_q=np.concatenate([[0], np.cumsum(lens)]).astype(np.int32),
-                    context_lens=lens,
-                    block_table=np.zeros((len(lens), -(-length // size)), dtype=np.int32),
-                    sample_indices=nobody,
-                )
-                if isinstance(self._attention, TritonAttention):
-                    self._forward(batch)
+        max_rows, most_blocks = self._rows.block_table.shape
+        longest = min(config.scheduler.max_num_batched_tokens, self.max_model_len)
+        if isinstance(self._attention, TritonAttention):
+            # Kernels are chosen by how long the longest chunk is, and by how long a context could be.
+            for length in sorted({min(length, longest) for length in (1, 2, 3, 8, 16, 17, 33, 65, 129, 257, longest)}):
+                for num_blocks in {-(-length // self._rows.block_size), most_blocks}:
+                    self._forward(self._made_up_batch([1] * min(3, max_rows - 1) + [length], num_blocks))
         for num_rows in (1, 2, max_rows):
             nobody = torch.full((num_rows,), -1, dtype=torch.int32, device=self.parts.device)
             logits = self.model.compute_logits(
                 torch.zeros((num_rows, self.model.spec.hidden_size), dtype=self.parts.dtype, device=self.parts.device)
             )
             sampled = torch.empty(num_rows, dtype=torch.int64, device=self.parts.device)
-            for plain in (False, True):
-                self._choose(logits, nobody, nobody, sampled, plain)
+            for need in Need:
+                self._device_rows.sample_(logits, nobody, nobody, need, sampled)
         if self._step is not None and config.execution.cuda_graphs is not False:
             self._graphs = DecodeGraphs(self._step, self._sizes)
         elif self._step is not None:
             for num_rows in self._sizes:
-                for plain in (False, True):
-                    self._step.compute(num_rows, plain)
+                for need in Need:
+                    self._step.compute(num_rows, need)
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
+
+    def _made_up_batch(self, lens: list[int], num_blocks: int) -> PackedBatch:
+        nobody = torch.full((sum(lens),), -1, dtype=torch.int64, device=self.parts.device)
+        return PackedBatch(
+            token_ids=torch.zeros_like(nobody),
+            positions=torch.zeros_like(nobody),
+            slot_mapping=nobody,
+            cu_seqlens_q=np.concatenate([[0], np.cumsum(lens)]).astype(np.int32),
+            context_lens=np.array(lens, dtype=np.int64),
+            block_table=np.zeros((len(lens), num_blocks), dtype=np.int32),
+            sample_indices=nobody,
+        )
 
     def _record(self) -> Any:
         if not self._on_gpu:

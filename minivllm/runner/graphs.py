@@ -1,7 +1,7 @@
 """Decode steps as CUDA graphs: one launch a step instead of hundreds, so that the device never waits for Python.
 
 A graph replays exactly what was captured, at the addresses that were captured; `DecodeStep` keeps everything at its
-place. One graph a batch size and way of sampling, the largest first, so that all of them share one pool of memory.
+place. One graph a batch size and need of sampling, the largest first, so that all of them share one pool of memory.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from minivllm.runner.decode import DecodeStep
+from minivllm.runner.device_rows import Need
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -31,25 +32,25 @@ class DecodeGraphs:
     """
 
     def __init__(self, step: DecodeStep, sizes: tuple[int, ...]) -> None:
-        self._captured: dict[tuple[int, bool], _Captured] = {}
+        self._captured: dict[tuple[int, Need], _Captured] = {}
         pool = None
         stream = torch.cuda.Stream()
-        for plain in (False, True):
+        for need in reversed(Need):
             for size in reversed(sizes):
                 stream.wait_stream(torch.cuda.current_stream())
                 with torch.cuda.stream(stream):
                     # Compiles what is not compiled yet, and makes the libraries' handles and workspaces.
-                    step.compute(size, plain)
+                    step.compute(size, need)
                 torch.cuda.current_stream().wait_stream(stream)
                 graph = torch.cuda.CUDAGraph()
                 with torch.cuda.graph(graph, pool=pool, stream=stream):
-                    sampled, logits = step.compute(size, plain)
+                    sampled, logits = step.compute(size, need)
                 pool = pool or graph.pool()
-                self._captured[size, plain] = _Captured(graph=graph, sampled=sampled, logits=logits)
+                self._captured[size, need] = _Captured(graph=graph, sampled=sampled, logits=logits)
         torch.cuda.synchronize()
 
-    def replay(self, size: int, plain: bool) -> tuple[Tensor, Tensor]:
+    def replay(self, size: int, need: Need) -> tuple[Tensor, Tensor]:
         """As `DecodeStep.compute`; the tensors hold until the next replay."""
-        captured = self._captured[size, plain]
+        captured = self._captured[size, need]
         captured.graph.replay()
         return captured.sampled, captured.logits

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import importlib.util
-import os
 
 import torch
 
+from minivllm import triton_support
 from minivllm.config import Component, ExecutionConfig
 from minivllm.layers.base import LayerOps
 
@@ -21,7 +20,6 @@ _ATTENTION = {
     "numba": "minivllm.attention.numba_backend.NumbaAttention",
     "triton": "minivllm.attention.triton_backend.TritonAttention",
 }
-_OLDEST_TRITON = (3, 6)
 
 
 def resolve_kernels(execution: ExecutionConfig, dtype: torch.dtype) -> str:
@@ -36,11 +34,13 @@ def resolve_kernels(execution: ExecutionConfig, dtype: torch.dtype) -> str:
         kernels = "triton" if execution.device == "cuda" else "numba" if suits else "torch"
     if kernels == "numba" and not suits:
         raise ValueError(
-            f"execution.kernels=numba: computes in float32 on a CPU, not in {str(dtype).removeprefix('torch.')} on "
+            f"execution.kernels=numba: computes in float32 on a CPU, not in {_name(dtype)} on "
             f"{execution.device}: choose execution.kernels=torch, or execution.dtype=float32"
         )
     if kernels == "triton":
-        _check_triton(execution, dtype)
+        triton_support.require(
+            "execution.kernels=triton", "execution.kernels=torch", device=execution.device, dtype=_name(dtype)
+        )
     elif execution.cuda_graphs:
         raise ValueError(
             f"execution.cuda_graphs=true: needs execution.kernels=triton, not {kernels}: choose it, or "
@@ -50,45 +50,18 @@ def resolve_kernels(execution: ExecutionConfig, dtype: torch.dtype) -> str:
         raise ValueError(
             "execution.batch_invariant=true: PyTorch's operations change with the batch; choose execution.kernels=auto"
         )
+    attention = None if execution.attention is None else execution.attention.target
+    if execution.batch_invariant and attention == _ATTENTION["torch"]:
+        raise ValueError(
+            "execution.batch_invariant=true: attention=torch changes with the batch; choose attention=auto"
+        )
+    if attention == _ATTENTION["triton"]:
+        triton_support.require("attention=triton", "attention=auto", device=execution.device, dtype=_name(dtype))
     return kernels
 
 
-def is_interpreted() -> bool:
-    """Whether Triton interprets its kernels on the CPU instead of compiling them."""
-    return os.environ.get("TRITON_INTERPRET") == "1"
-
-
-def _check_triton(execution: ExecutionConfig, dtype: torch.dtype) -> None:
-    found = _triton_version()
-    if found is None:
-        raise ValueError(
-            "execution.kernels=triton: triton is not installed: pip install triton, or choose execution.kernels=torch"
-        )
-    if found < _OLDEST_TRITON:
-        raise ValueError(
-            f"execution.kernels=triton: triton {found[0]}.{found[1]} is too old: pip install 'triton>=3.6', or choose "
-            "execution.kernels=torch"
-        )
-    if execution.device == "cpu" and not is_interpreted():
-        raise ValueError(
-            "execution.kernels=triton: needs a GPU, and execution.device=cpu; choose execution.kernels=auto (with "
-            "TRITON_INTERPRET=1 the kernels run on a CPU, a thousand times slower: for tests)"
-        )
-    if execution.device == "cpu" and dtype is torch.bfloat16:
-        raise ValueError(
-            "execution.dtype=bfloat16: Triton's interpreter computes it wrongly; choose float16 or float32"
-        )
-
-
-def _triton_version() -> tuple[int, int] | None:
-    """Major and minor version; None where there is no Triton."""
-    for package in ("triton", "pytorch-triton"):
-        try:
-            major, minor = importlib.metadata.version(package).split(".")[:2]
-        except importlib.metadata.PackageNotFoundError:
-            continue
-        return int(major), int(minor)
-    return None
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def make_ops(kernels: str) -> LayerOps:

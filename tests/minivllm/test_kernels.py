@@ -18,7 +18,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory):
 
 @pytest.mark.parametrize(
     ("device", "dtype", "wanted"),
-    [("cpu", torch.float32, "numba"), ("cpu", torch.bfloat16, "torch"), ("cuda", torch.float32, "torch")],
+    [("cpu", torch.float32, "numba"), ("cpu", torch.bfloat16, "torch"), ("cuda", torch.float32, "triton")],
     ids=str,
 )
 def test_auto_is_our_own_kernels_where_they_serve(device: str, dtype: torch.dtype, wanted: str) -> None:
@@ -32,7 +32,7 @@ def test_numba_where_it_cannot_compute_is_refused_by_name(device: str, dtype: to
 
 
 def test_unknown_kernels_are_refused_by_name() -> None:
-    with pytest.raises(ValueError, match=r"^execution\.kernels='cuda': must be auto, torch, numba$"):
+    with pytest.raises(ValueError, match=r"^execution\.kernels='cuda': must be auto, torch, numba, triton$"):
         ExecutionConfig(kernels="cuda")
 
 

@@ -51,18 +51,22 @@ def choose_config(
     """
     rows = max_query_len * group_size
     if dtype_bytes == 4:
-        # Plain multiply-adds, no tensor cores: what matters is that accumulators stay in registers.
-        block_m = 16 if rows <= 16 else 32
-        return PrefillConfig(block_m=block_m, block_n=32 if head_dim <= 128 else 16, num_warps=4, num_stages=2)
+        # Plain multiply-adds, no tensor cores. Larger tiles do not fit into registers.
+        return PrefillConfig(block_m=16, block_n=32, num_warps=8, num_stages=2)
 
-    block_n = 64
-    if rows <= 32:
+    # The accumulator takes block_m * head_dim floats of a multiprocessor's 65,536, the scores twice block_m * block_n.
+    if hopper:
+        block_n = 128 if head_dim <= 64 else 64 if head_dim <= 128 else 32
+    else:
+        block_n = 64 if head_dim <= 64 else 32
+    num_stages = 3 if head_dim <= 128 else 2
+    if rows <= 32 or (head_dim > 128 and not hopper):
         block_m = 16 if rows <= 16 else 32
-        return PrefillConfig(block_m=block_m, block_n=block_n, num_warps=4, num_stages=3)
-    # Tiles of 128 rows read each key half as often as tiles of 64, but must be enough to go round.
+        return PrefillConfig(block_m=block_m, block_n=block_n, num_warps=4, num_stages=num_stages)
+    # Tiles of 128 rows read each key half as often as tiles of 64, but must be enough to go round. Either way a warp
+    # group multiplies 64 rows at a time, so a query's bits are the same.
     num_programs = -(-num_tokens * group_size // 128) * num_kv_heads
     if rows <= 64 or num_programs < NUM_MULTIPROCESSORS:
-        return PrefillConfig(block_m=64, block_n=block_n, num_warps=4, num_stages=3)
-    return PrefillConfig(
-        block_m=128, block_n=block_n, num_warps=8, num_stages=3, overlap=hopper and not quantized and head_dim <= 128
-    )
+        return PrefillConfig(block_m=64, block_n=block_n, num_warps=4, num_stages=num_stages)
+    overlap = hopper and not quantized and head_dim <= 128
+    return PrefillConfig(block_m=128, block_n=block_n, num_warps=8, num_stages=num_stages, overlap=overlap)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import hypothesis.strategies as st
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from minivllm.attention.base import AttentionShape, PackedBatch
 from minivllm.attention.numba_backend import NumbaAttention
 from minivllm.attention.torch_backend import TorchAttention
+from minivllm.attention.triton_backend import TritonAttention
 from minivllm_kernels.paged_attention.reference import paged_attention_reference
 
 
@@ -72,7 +75,7 @@ def test_attention_is_that_of_the_definition(
     kind, lens, num_kv_heads, group, head_dim, block_size, window, in_order
 ) -> None:
     query_lens, computed = [q for q, _ in lens], [c for _, c in lens]
-    batch, shape, cache, qkv = _make_case(
+    case = _make_case(
         query_lens,
         computed,
         num_kv_heads=num_kv_heads,
@@ -82,6 +85,12 @@ def test_attention_is_that_of_the_definition(
         window=window,
         in_order=in_order,
     )
+    _check_layers(kind, *case)
+
+
+def _check_layers(kind, batch, shape, cache, qkv) -> None:
+    """Both layers' outputs and writes are those of the definition."""
+    head_dim, num_kv_heads = shape.head_dim, shape.num_kv_heads
     expected_cache = cache.clone()
     backend = kind(shape, cache)
     metadata = backend.prepare(batch)
@@ -102,6 +111,26 @@ def test_attention_is_that_of_the_definition(
             sliding_window=shape.sliding_windows[layer],
         )
         torch.testing.assert_close(got.double(), wanted.reshape(got.shape), atol=2e-5, rtol=0)
+
+
+@pytest.mark.parametrize("batch_invariant", [False, True])
+@pytest.mark.parametrize(
+    ("lens", "block_size", "window"),
+    [
+        # Decodes alone, decodes before prompts, prompts alone, decodes after a prompt.
+        ([(1, 40), (1, 0)], 16, None),
+        ([(1, 37), (1, 3), (7, 0), (5, 20)], 4, 6),
+        ([(9, 0)], 16, None),
+        ([(3, 17), (1, 20)], 1, 5),
+    ],
+    ids=["decodes", "mixed", "prompt", "decode-last"],
+)
+def test_triton_attention_is_that_of_the_definition(lens, block_size, window, batch_invariant) -> None:
+    query_lens, computed = [q for q, _ in lens], [c for _, c in lens]
+    batch, shape, cache, qkv = _make_case(
+        query_lens, computed, num_kv_heads=2, group=3, head_dim=24, block_size=block_size, window=window
+    )
+    _check_layers(TritonAttention, batch, dataclasses.replace(shape, batch_invariant=batch_invariant), cache, qkv)
 
 
 @pytest.mark.parametrize("lens", [[(1, 40)] * 5, [(1, 3), (1, 2000)], [(64, 0)], [(9, 0), (1, 5)]], ids=str)
