@@ -20,7 +20,8 @@ from minivllm.runner.base import Launched, MemoryReport, Runner
 from minivllm.sampling.random import continuation_seed
 from minivllm.sampling_params import SamplingParams
 from minivllm.scheduler.base import SchedulingPolicy
-from minivllm.scheduler.scheduler import Commit, Scheduler
+from minivllm.scheduler.draft import Commit
+from minivllm.scheduler.scheduler import Scheduler
 
 
 class Engine:

@@ -79,16 +79,15 @@ class DeviceRunner:
         self._apply(plan)
         if not plan.chunks:
             return Done(result=StepResult(samples=()))
-        begun = self._record()
         only_decodes = all(chunk.num_tokens == 1 and chunk.samples for chunk in plan.chunks)
         # Decodes first, as the attention kernels want them; `sorted` keeps the rest in order.
         chunks = plan.chunks if only_decodes else sorted(plan.chunks, key=lambda chunk: chunk.num_tokens > 1)
         rows = self._rows.of(chunks)
         need = max(self._needs[row] for row in rows.tolist())
         if only_decodes and self._step is not None:
-            sampled, logits = self._decode(chunks, rows, need)
+            begun, sampled, logits = self._decode(chunks, rows, need)
         else:
-            sampled, logits = self._mixed(chunks, rows, need)
+            begun, sampled, logits = self._mixed(chunks, rows, need)
         sampling = [(chunk, row) for chunk, row in zip(chunks, rows.tolist(), strict=True) if chunk.samples]
         asked = [(i, self._rows.params[row].logprobs) for i, (_, row) in enumerate(sampling)]
         told = _Logprobs.start(logits, sampled, [(i, number) for i, number in asked if number is not None])
@@ -115,22 +114,26 @@ class DeviceRunner:
             sources, targets = upload(places, self.parts.device)
             self.parts.copy_blocks(sources, targets)
 
-    def _decode(self, chunks: Sequence[Chunk], rows: np.ndarray, need: Need) -> tuple[Tensor, Tensor]:
+    def _decode(self, chunks: Sequence[Chunk], rows: np.ndarray, need: Need) -> tuple[Any, Tensor, Tensor]:
+        """Sampled tokens and logits, padded, and the event before them: after the inputs are on their way, so that a
+        device which waits for the host is not taken for a busy one."""
         assert self._step is not None
         size = len(chunks)
         if self._graphs is not None:
             size = next(bucket for bucket in self._sizes if bucket >= size)
         positions = np.array([chunk.start for chunk in chunks], dtype=np.int32)
         self._step.fill(rows, positions, size)
+        begun = self._record()
         if self._graphs is not None:
-            return self._graphs.replay(size, need)
-        return self._step.compute(size, need)
+            return begun, *self._graphs.replay(size, need)
+        return begun, *self._step.compute(size, need)
 
-    def _mixed(self, chunks: Sequence[Chunk], rows: np.ndarray, need: Need) -> tuple[Tensor, Tensor]:
+    def _mixed(self, chunks: Sequence[Chunk], rows: np.ndarray, need: Need) -> tuple[Any, Tensor, Tensor]:
         packed = self._rows.pack(chunks, rows)
         device = self.parts.device
         token_rows = upload(packed.token_rows.astype(np.int32), device)
         positions = upload(packed.positions, device)
+        begun = self._record()
         token_ids, slots = torch.empty_like(positions), torch.empty_like(positions)
         gather_tokens(
             self._device_rows.tokens,
@@ -153,12 +156,12 @@ class DeviceRunner:
         )
         hidden = self._forward(batch)
         if len(samples) == 0:
-            return hidden.new_empty(0, dtype=torch.int64), hidden[:0]
+            return begun, hidden.new_empty(0, dtype=torch.int64), hidden[:0]
         logits = self.model.compute_logits(hidden if len(samples) == len(hidden) else hidden.index_select(0, samples))
         rows_of_samples, targets = token_rows.index_select(0, samples), positions.index_select(0, samples).int() + 1
         sampled = torch.empty(len(samples), dtype=torch.int64, device=device)
         self._device_rows.sample_(logits, rows_of_samples, targets, need, sampled)
-        return sampled, logits
+        return begun, sampled, logits
 
     def _forward(self, batch: PackedBatch) -> Tensor:
         metadata = self._attention.prepare(batch)

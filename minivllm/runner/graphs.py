@@ -33,7 +33,7 @@ class DecodeGraphs:
 
     def __init__(self, step: DecodeStep, sizes: tuple[int, ...]) -> None:
         self._captured: dict[tuple[int, Need], _Captured] = {}
-        pool = None
+        pool = torch.cuda.graph_pool_handle()
         stream = torch.cuda.Stream()
         for need in reversed(Need):
             for size in reversed(sizes):
@@ -42,10 +42,13 @@ class DecodeGraphs:
                     # Compiles what is not compiled yet, and makes the libraries' handles and workspaces.
                     step.compute(size, need)
                 torch.cuda.current_stream().wait_stream(stream)
+                torch.cuda.synchronize()
                 graph = torch.cuda.CUDAGraph()
-                with torch.cuda.graph(graph, pool=pool, stream=stream):
+                # Not `torch.cuda.graph`, which collects garbage and empties the allocator's cache before each of them.
+                with torch.cuda.stream(stream):
+                    graph.capture_begin(pool)
                     sampled, logits = step.compute(size, need)
-                pool = pool or graph.pool()
+                    graph.capture_end()
                 self._captured[size, need] = _Captured(graph=graph, sampled=sampled, logits=logits)
         torch.cuda.synchronize()
 

@@ -14,40 +14,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import NoReturn
 
 from minivllm.blocks.tables import BlockTables
 from minivllm.config import SchedulerConfig
-from minivllm.plan import BlockCopy, Chunk, NewRow, StepPlan, StepResult, TableUpdate
+from minivllm.plan import Chunk, NewRow, StepPlan, StepResult, TableUpdate
 from minivllm.request import FinishReason, Request, RequestStatus
 from minivllm.scheduler.base import Allotment, PolicyError, SchedulerState, SchedulingPolicy
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Commit:
-    """What a commit did: who got which tokens, who ended."""
-
-    emitted: tuple[tuple[int, tuple[int, ...]], ...] = ()
-    finished: tuple[int, ...] = ()
-
-
-class _Draft:
-    """A plan in the making: only `schedule` sees it."""
-
-    __slots__ = ("budget", "chunks", "closed", "copies", "kind", "new_rows", "scheduled", "updates")
-
-    def __init__(self, budget: int) -> None:
-        self.budget = budget
-        self.chunks: list[Chunk] = []
-        self.new_rows: list[NewRow] = []
-        self.updates: list[TableUpdate] = []
-        self.copies: list[BlockCopy] = []
-        self.scheduled: set[int] = set()
-        # No one is admitted any more: seats, blocks or budget refused somebody who came first.
-        self.closed = False
-        # Prefill or decode, where a policy does not mix them.
-        self.kind: bool | None = None
+from minivllm.scheduler.draft import Commit, Draft
 
 
 class Scheduler:
@@ -121,7 +95,7 @@ class Scheduler:
             num_blocks=self.tables.pool.num_blocks,
             block_size=self.tables.block_size,
         )
-        draft = _Draft(self.config.max_num_batched_tokens)
+        draft = Draft(self.config.max_num_batched_tokens)
         for allotment in self._checked(self.policy.plan(state, now_s)):
             request = self._requests[allotment.request.request_id]
             if request.status is RequestStatus.RUNNING:
@@ -165,7 +139,7 @@ class Scheduler:
     def _break(self, rule: str, what: str) -> NoReturn:
         raise PolicyError(f"scheduler={type(self.policy).__name__}: breaks the rule of {rule}: {what}")
 
-    def _chunk_size(self, remaining: int, wanted: int | None, draft: _Draft) -> int:
+    def _chunk_size(self, remaining: int, wanted: int | None, draft: Draft) -> int:
         """Tokens to run now; 0 where the budget does not allow it."""
         if not self.config.chunked_prefill and remaining > draft.budget:
             # A prompt beyond the whole budget runs in one step, alone.
@@ -173,10 +147,10 @@ class Scheduler:
             return remaining if alone else 0
         return min(remaining, draft.budget, remaining if wanted is None else wanted)
 
-    def _fits_kind(self, request: Request, draft: _Draft) -> bool:
+    def _fits_kind(self, request: Request, draft: Draft) -> bool:
         return self.policy.mixed_steps or draft.kind is None or draft.kind == request.is_prefill
 
-    def _serve(self, request: Request, wanted: int | None, draft: _Draft, now_s: float) -> None:
+    def _serve(self, request: Request, wanted: int | None, draft: Draft, now_s: float) -> None:
         """Give a running request its next tokens; preempt where there is no block for them."""
         if not self._fits_kind(request, draft):
             return
@@ -198,7 +172,7 @@ class Scheduler:
             draft.updates.append(TableUpdate(request_id=request.request_id, first=first, block_ids=block_ids))
         self._add_chunk(request, num_tokens, draft)
 
-    def _admit(self, request: Request, wanted: int | None, draft: _Draft, now_s: float) -> None:
+    def _admit(self, request: Request, wanted: int | None, draft: Draft, now_s: float) -> None:
         """Let a waiting request in: a seat, and blocks for all of its known tokens, so that a chunked prefill that
         has begun never waits for memory."""
         if not self._fits_kind(request, draft):
@@ -275,7 +249,7 @@ class Scheduler:
         needed = self.tables.blocks_to_open(shared, request.num_tokens, num_kept)
         return needed + watermark <= self.tables.pool.num_available
 
-    def _add_chunk(self, request: Request, num_tokens: int, draft: _Draft) -> None:
+    def _add_chunk(self, request: Request, num_tokens: int, draft: Draft) -> None:
         start = request.num_computed_tokens
         samples = start + num_tokens == request.num_tokens
         if draft.kind is None:
@@ -284,7 +258,7 @@ class Scheduler:
         draft.scheduled.add(request.request_id)
         draft.budget -= num_tokens
 
-    def _victim(self, draft: _Draft, now_s: float) -> Request:
+    def _victim(self, draft: Draft, now_s: float) -> Request:
         candidates = [r for r in self.running if r.request_id not in draft.scheduled]
         chosen = self.policy.victim(candidates, now_s)
         victim = self._requests.get(chosen.request_id)

@@ -1,0 +1,33 @@
+"""A plan while it is made, and what came of one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from minivllm.plan import BlockCopy, Chunk, NewRow, TableUpdate
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Commit:
+    """What a commit did: who got which tokens, who ended."""
+
+    emitted: tuple[tuple[int, tuple[int, ...]], ...] = ()
+    finished: tuple[int, ...] = ()
+
+
+class Draft:
+    """A plan in the making: only `schedule` sees it."""
+
+    __slots__ = ("budget", "chunks", "closed", "copies", "kind", "new_rows", "scheduled", "updates")
+
+    def __init__(self, budget: int) -> None:
+        self.budget = budget
+        self.chunks: list[Chunk] = []
+        self.new_rows: list[NewRow] = []
+        self.updates: list[TableUpdate] = []
+        self.copies: list[BlockCopy] = []
+        self.scheduled: set[int] = set()
+        # No one is admitted any more: seats, blocks or budget refused somebody who came first.
+        self.closed = False
+        # Prefill or decode, where a policy does not mix them.
+        self.kind: bool | None = None
