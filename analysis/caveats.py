@@ -2,12 +2,13 @@
 
 Only what the tables themselves show. Contamination: a measured prompt that the warm-up had too, or a prefix hit in the
 measurement's first step, when nothing measured can be in the cache yet. Drift: a metric that changes with the order of
-running, once points and repeats are allowed for.
+running, once points and repeats are allowed for; of all points, or of one against the others.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 
 import numpy as np
 import pandas as pd
@@ -72,7 +73,8 @@ def caveats(sweep: Sweep, points: pd.DataFrame) -> list[str]:
     if len(points) > 1 and (base.empty or (base["num_repeats"] == 0).any()):
         which = f"the baseline point ({', '.join(base['label'])}) did not finish"
         made.append(f"No speed-ups where {which if len(base) else f'no point is called {BASELINE}'}.")
-    made += [*contamination(sweep), *saturation(sweep), *_repeats_by_need(finished), *drift(finished)]
+    labels = dict(zip(zip(points["sweep"], points["point_id"], strict=True), points["label"], strict=True))
+    made += [*contamination(sweep), *saturation(sweep), *_repeats_by_need(finished), *drift(finished, labels)]
     made += [*_crowded(finished), *_load_average(finished), *_sensors(finished), *_beyond_peaks(finished)]
     differing = [name for name, values in environment(sweep).items() if len(values) > 1 and not is_restless(name)]
     if differing:
@@ -153,35 +155,95 @@ def saturation(sweep: Sweep) -> list[str]:
     ]
 
 
-def drift(finished: pd.DataFrame) -> list[str]:
-    """Whether a key metric changes with the order of running: a sentence for each that does.
+def drift(finished: pd.DataFrame, labels: Mapping[tuple[str, str], str] | None = None) -> list[str]:
+    """Whether a key metric changes with the order of running: a sentence for each point that does alone, and for each
+    metric that does whatever runs.
 
     A run's logarithm is its point's, plus its repeat's (which has a workload of its own), plus a trend. Within repeats
     the trend shows where their orders differ; between them, as a slope of the repeats' means. The two see different
-    parts of the data, so their t tests are put together as Stouffer does, and with Bonferroni over the metrics.
+    parts of the data, so their t tests are put together as Stouffer does. A point that has a trend of its own is
+    told by how it departs from the others, repeat by repeat, and then has no part in the trend of all. Bonferroni over
+    the metrics, and over points and metrics, with half of the false alarms each.
+
+    Args:
+        finished: runs.
+        labels: of points, by sweep and point id; the id where there is none.
     """
-    tests = []
     # Each machine has a clock and troubles of its own, and parts of a sweep that were put together count twice.
     machine = _column(finished, "env.machine")
-    for _, runs in finished.groupby([finished["sweep"], machine], sort=False, dropna=False):
-        for metric in METRICS:
-            found = _drift_of(runs, metric.column) if metric.key and metric.column in runs else None
-            if found is not None:
-                tests.append((metric.title, *found))
-    return [
+    parts = [
+        (sweep, metric.title, _timed(runs, metric.column))
+        for (sweep, _), runs in finished.groupby([finished["sweep"], machine], sort=False, dropna=False)
+        for metric in METRICS
+        if metric.key and metric.column in runs
+    ]
+    num_alone = sum(len(_trends_alone(runs)) for _, _, runs in parts)
+    # Where no point can be told from the others, all false alarms are the trends' of all.
+    allowed = FALSE_ALARMS / 2 if num_alone else FALSE_ALARMS
+    alone: dict[tuple[str, str], list[str]] = {}
+    tests = []
+    for sweep, title, runs in parts:
+        while found := {name: one for name, one in _trends_alone(runs).items() if one[0] < allowed / num_alone}:
+            # From one that departs from the others these depart too, each by less.
+            name = max(found, key=lambda name: found[name][2])
+            p, change, _ = found[name]
+            if abs(change) >= SMALLEST_DRIFT:
+                alone.setdefault((sweep, name), []).append(f"{title} {change:+.0%} (p = {p:.1g})")
+            runs = runs[runs["point_id"] != name]
+        if (trend := _drift_of(runs)) is not None:
+            tests.append((title, *trend))
+    made = [
+        f"Drift of one point: {(labels or {}).get(key, key[1])} changed from its first repeat to its last, and the "
+        f"others did not change with it: {', '.join(changes)}. Its mean depends on how often it was repeated."
+        for key, changes in alone.items()
+    ]
+    made += [
         f"Drift: {title} changed by {change:+.0%} from the first run to the last, whatever ran (p = {p:.1g}): the "
         "machine did not stay the same."
         for title, p, change in tests
-        if p < FALSE_ALARMS / len(tests) and abs(change) >= SMALLEST_DRIFT
+        if p < allowed / len(tests) and abs(change) >= SMALLEST_DRIFT
     ]
+    return made
 
 
-def _drift_of(runs: pd.DataFrame, column: str) -> tuple[float, float] | None:
-    """(p, relative change from the first run to the last); None where the runs allow no test."""
+def _timed(runs: pd.DataFrame, column: str) -> pd.DataFrame:
+    """Runs that have a value and a place in time: `value` (logarithm), `time`, `point_id`, `repeat`."""
     runs = runs[numbers(runs[column]).gt(0) & runs["order_index"].notna() & runs["repeat"].notna()]
+    value, time = np.log(numbers(runs[column])), numbers(runs["order_index"])
+    return pd.DataFrame({"value": value, "time": time, "point_id": runs["point_id"], "repeat": runs["repeat"]})
+
+
+def _trends_alone(runs: pd.DataFrame) -> dict[str, tuple[float, float, float]]:
+    """Point id -> p of a trend over its repeats against the other points, the relative change from its first to its
+    last, and how steep it is: of two, which depart from each other alike, as steep as its own values are. Points with
+    too few repeats are left out."""
+    runs = runs[runs.groupby("repeat")["point_id"].transform("nunique").gt(1)]
+    point, names = pd.factorize(runs["point_id"])
+    if len(names) < 2:
+        return {}
+    value, repeat = runs["value"].to_numpy(), numbers(runs["repeat"]).to_numpy()
+    y, time = (_without_means(v, point, pd.factorize(repeat)[0]) for v in (value, runs["time"].to_numpy()))
+    # What a run owes to its place within the repeat is the machine's drift, and no point's.
+    if time @ time > 1e-6:
+        y = y - (time @ y) / (time @ time) * time
+    found = {}
+    for number, name in enumerate(names):
+        mine = point == number
+        t = repeat[mine] - repeat[mine].mean()
+        trend = _slope(t, y[mine] - y[mine].mean(), len(t) - 2) if len(t) >= _FEWEST_ROUNDS else None
+        if trend is not None:
+            # A part of what it departs from is itself.
+            slope, p = trend[0] * len(names) / (len(names) - 1), 2 * stats.norm.sf(abs(trend[2]))
+            steepness = abs(t @ value[mine]) if len(names) == 2 else abs(slope)
+            found[str(name)] = (float(p), float(np.expm1(slope * np.ptp(t))), float(steepness))
+    return found
+
+
+def _drift_of(runs: pd.DataFrame) -> tuple[float, float] | None:
+    """(p, relative change from the first run to the last); None where the runs allow no test."""
     if runs.empty:
         return None
-    value, time = np.log(numbers(runs[column]).to_numpy(float)), numbers(runs["order_index"]).to_numpy(float)
+    value, time = runs["value"].to_numpy(), runs["time"].to_numpy()
     point, repeat = (pd.factorize(runs[key])[0] for key in ("point_id", "repeat"))
     num_points, num_rounds = point.max() + 1, repeat.max() + 1
     # Within repeats, then between them, over what is left there when each point's own level is taken off.

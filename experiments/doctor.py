@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from experiments import environment
@@ -20,6 +21,15 @@ from experiments.meters import open_meters
 from experiments.points import ASSETS
 
 _GIB = 2**30
+# (extra, package, what it is for)
+_EXTRAS = (
+    ("joblib", "joblib", "launcher=joblib: several runs at a time on this machine"),
+    ("submitit", "submitit", "launcher=submitit: runs as jobs of Slurm"),
+    ("ray", "ray", "launcher=ray: runs as tasks of a Ray cluster"),
+    ("search", "optuna", "minivllm search: some points of a sweep, each chosen by what the others gave"),
+    ("gpu", "nvidia-ml-py", "energy, clock and temperature of a GPU"),
+    ("gpu", "triton", "our GPU kernels; TRITON_INTERPRET=1 runs them on a CPU, in float32 and float16"),
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,23 +57,13 @@ def findings() -> Iterator[Finding]:
         yield Finding(what=package, works=found is not None, detail=found or f"pip install {package}", needed=True)
     yield from _gpu()
     yield _cpu_kernels()
-    triton = environment.version("triton")
-    yield Finding(
-        what="triton",
-        works=triton is not None,
-        detail=triton or "not installed: attention=torch only, and no interpreter either",
-    )
-    yield Finding(
-        what="triton on a CPU",
-        works=triton is not None,
-        detail="TRITON_INTERPRET=1 runs kernels in float32 and float16" if triton else "needs triton",
-    )
     wandb = environment.version("wandb")
     yield Finding(
         what="wandb",
         works=wandb is not None,
         detail=f"{wandb}, offline by default" if wandb else "choose tracking=none",
     )
+    yield from _extras()
     yield _memory()
     yield _threads()
     meter = open_meters("cpu").energy
@@ -80,6 +80,16 @@ def findings() -> Iterator[Finding]:
         yield Finding(what=model, works=there, detail=detail, needed=model == "reference-target")
     free = shutil.disk_usage(Path.cwd()).free / _GIB
     yield Finding(what="disk", works=free > 0.1, detail=f"{free:.1f} GiB free in the current folder")
+
+
+def _extras() -> Iterator[Finding]:
+    """What is not in the default install: what each package would allow, and its version or how to get it."""
+    for extra, package, allows in _EXTRAS:
+        found = environment.version(package)
+        detail = f"{found}; {allows}" if found else f"pip install 'minivllm[{extra}]' allows {allows}"
+        if package == "submitit" and found and shutil.which("sbatch") is None:
+            detail += " (no sbatch here: launcher.executor=local only)"
+        yield Finding(what=package, works=found is not None, detail=detail)
 
 
 def _gpu() -> Iterator[Finding]:
@@ -139,6 +149,7 @@ def print_report() -> int:
     found = list(findings())
     for finding in found:
         mark = "[green]yes[/]" if finding.works else "[red]no[/]" if finding.needed else "[yellow]no[/]"
-        table.add_row(finding.what, mark, finding.detail)
+        # The name of an extra stands in brackets, as markup does.
+        table.add_row(finding.what, mark, escape(finding.detail))
     Console().print(table)
     return 0 if all(f.works for f in found if f.needed) else 1

@@ -6,12 +6,14 @@ task in a fresh child (`station.py`), tells when each starts, and may not run a 
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from experiments.plan import Job
+from minivllm.config import require
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -21,7 +23,8 @@ class Site:
     Args:
         folder: of its results; all machines see it under this path.
         timeout_s: of one run.
-        cool_down_s: rest before each run but the first of a machine.
+        cool_down_s: rest before each run but the first of this machine; elsewhere, where nobody knows what ran there
+            just before, before that too.
         measure_peaks: whether each machine's bandwidth and arithmetic are measured first.
     """
 
@@ -95,3 +98,21 @@ class Launcher(Protocol):
         ...
 
     def close(self) -> None: ...
+
+
+def required_package(name: str) -> Any:
+    """The package of a launcher: launcher, package and extra have one name.
+
+    Raises:
+        ValueError: it is not installed.
+    """
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise ValueError(f"launcher={name}: {name} is not installed; pip install 'minivllm[{name}]'") from error
+
+
+def require_count(key: str, value: object) -> None:
+    """Raise the one-line ValueError of a key of `launcher` that must be 1 or more."""
+    valid = isinstance(value, int) and not isinstance(value, bool) and value >= 1
+    require(valid, f"launcher.{key}", value, "1 or more")

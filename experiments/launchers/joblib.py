@@ -7,11 +7,9 @@ would only stand between the driver and that child: seconds of imports, and one 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
 
-from experiments.launchers.base import Done, Listener, Site, Task
+from experiments.launchers.base import Done, Listener, Site, Task, require_count, required_package
 from experiments.station import Station
-from minivllm.config import require
 
 
 class JoblibLauncher:
@@ -23,13 +21,8 @@ class JoblibLauncher:
     driver_disturbs = True
 
     def __init__(self, *, site: Site, listener: Listener, n_jobs: int = 2) -> None:
-        valid = isinstance(n_jobs, int) and not isinstance(n_jobs, bool) and n_jobs >= 1
-        require(valid, "launcher.n_jobs", n_jobs, "1 or more")
-        try:
-            import joblib
-        except ImportError as error:
-            raise ValueError("launcher=joblib: joblib is not installed; pip install 'minivllm[joblib]'") from error
-        self._joblib: Any = joblib
+        require_count("n_jobs", n_jobs)
+        self._joblib = required_package("joblib")
         self.num_at_once = n_jobs
         self._station = Station(site, listener)
 

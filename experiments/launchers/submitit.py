@@ -7,24 +7,18 @@ waits for it, and submits its points to nobody else. To end the jobs of a sweep,
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import datetime, timezone
-from pathlib import Path
 from typing import Any
 
 import psutil
 
-from experiments import environment
 from experiments.errors import one_line
-from experiments.launchers.base import Done, Listener, Site, Task
-from experiments.order import InFolder
-from experiments.plan import Job
+from experiments.launchers.base import Done, Listener, Site, Task, require_count, required_package
+from experiments.launchers.elsewhere import Sender, at_most
 from experiments.results import ResultsFolder
-from experiments.station import Station
 from minivllm.config import require
 
 EXECUTORS = ("slurm", "local")
@@ -32,7 +26,7 @@ EXECUTORS = ("slurm", "local")
 _SPARE_MINUTES = 10
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class _Submitted:
     """A job and the points that it runs; `tasks` lacks those that a plan no longer has."""
 
@@ -65,18 +59,12 @@ class SubmititLauncher:
         parameters: Mapping[str, Any] | None = None,
     ) -> None:
         require(executor in EXECUTORS, "launcher.executor", executor, "slurm or local")
-        for key, value in (("points_per_job", points_per_job), ("max_jobs", max_jobs)):
-            valid = isinstance(value, int) and not isinstance(value, bool) and value >= 1
-            require(valid, f"launcher.{key}", value, "1 or more")
+        require_count("points_per_job", points_per_job)
+        require_count("max_jobs", max_jobs)
         require(isinstance(poll_s, (int, float)) and poll_s > 0, "launcher.poll_s", poll_s, "above 0")
-        try:
-            import submitit
-        except ImportError as error:
-            raise ValueError(
-                "launcher=submitit: submitit is not installed; pip install 'minivllm[submitit]'"
-            ) from error
-        self._site, self._listener, self._is_slurm = site, listener, executor == "slurm"
-        self._results = ResultsFolder(site.folder)
+        submitit = required_package("submitit")
+        self._listener, self._is_slurm = listener, executor == "slurm"
+        self._results, self._sender = ResultsFolder(site.folder), Sender(site)
         self._folder = site.folder / "submitit"
         self._marks = self._folder / "points"
         self._points_per_job, self._max_jobs, self._poll_s = points_per_job, max_jobs, poll_s
@@ -94,8 +82,10 @@ class SubmititLauncher:
         self._alone = self._is_slurm and exclusive
         # Read once: what a later launch finds running is what ran when it began.
         self._found = self._still_running()
-        if not self._found:
-            InFolder(self._results).clear()
+        # A driver may have died between submitting a job and marking its points.
+        self._unmarked = self._sender.running() - self._found.keys()
+        if not self.running():
+            self._sender.forget_places()
 
     @property
     def num_at_once(self) -> int:
@@ -106,21 +96,14 @@ class SubmititLauncher:
         return not self._is_slurm
 
     def running(self) -> frozenset[str]:
-        return frozenset(self._found)
+        return frozenset(self._found) | self._unmarked
 
     def run(self, tasks: Sequence[Task]) -> Iterator[Done]:
         left = [task for task in tasks if task.job.run_id not in self._found]
-        flying = self._attached([task for task in tasks if task.job.run_id in self._found])
-        while left or flying:
-            while left and len(flying) < self._max_jobs:
-                flying.append(self._submit(left[: self._points_per_job]))
-                left = left[self._points_per_job :]
-            ended = [one for one in flying if self._has_ended(one.job)]
-            for one in ended:
-                flying.remove(one)
-                yield from self._collect(one)
-            if not ended:
-                time.sleep(self._poll_s)
+        attached = self._attached([task for task in tasks if task.job.run_id in self._found])
+        batches = (left[start : start + self._points_per_job] for start in range(0, len(left), self._points_per_job))
+        for submitted in at_most(self._max_jobs, map(self._submit, batches), self._ended, attached):
+            yield from self._collect(submitted)
 
     def close(self) -> None:
         """Jobs go on without a driver."""
@@ -128,35 +111,32 @@ class SubmititLauncher:
     def _submit(self, tasks: list[Task]) -> _Submitted:
         with self._results.guarded():
             self._marks.mkdir(parents=True, exist_ok=True)
-            job = self._executor.submit(run_tasks, self._site, tasks, tuple(sys.path))
+            job = self._executor.submit(self._sender.errand(tasks).run)
             for task in tasks:
                 (self._marks / task.job.run_id).write_text(job.job_id, encoding="utf-8")
         for task in tasks:
             self._listener.point_started(task.job)
         return _Submitted(job=job, tasks=tasks)
 
+    def _ended(self, flying: Sequence[_Submitted]) -> list[_Submitted]:
+        ended = [one for one in flying if self._has_ended(one.job)]
+        if not ended:
+            time.sleep(self._poll_s)
+        return ended
+
     def _collect(self, submitted: _Submitted) -> Iterator[Done]:
         """Rows of a job that has ended; one where it left none."""
+        job = submitted.job
         # What it returns says which rows are its own: an earlier try may have left others.
-        outcome = submitted.job.exception() if submitted.job.paths.result_pickle.exists() else None
-        rows = submitted.job.result() if outcome is None and submitted.job.paths.result_pickle.exists() else {}
+        outcome = job.exception() if job.paths.result_pickle.exists() else None
+        rows = job.result() if outcome is None and job.paths.result_pickle.exists() else {}
+        why = one_line(outcome, 300) if outcome is not None else "ended without a result: killed, or out of time"
+        why = f"job {job.job_id}: {why}; see {self._folder.name}/"
         for task in submitted.tasks:
-            row = rows.get(task.job.run_id) or self._results.complete_row(task.job.run_id)
-            if row is None:
-                why = (
-                    one_line(outcome, 300) if outcome is not None else "ended without a result: killed, or out of time"
-                )
-                row = self._failed(task, f"job {submitted.job.job_id}: {why}; see {self._folder.name}/")
+            row = rows.get(task.job.run_id) or self._sender.row_without_word(task, error_type="JobError", why=why)
             (self._marks / task.job.run_id).unlink(missing_ok=True)
             self._found.pop(task.job.run_id, None)
             yield Done(task=task, row=row)
-
-    def _failed(self, task: Task, why: str) -> dict[str, Any]:
-        row = dict(task.row) | environment.moment()
-        row |= {"status": "crashed", "error_type": "JobError", "error_message": why}
-        row |= {"started_at": datetime.now(timezone.utc), "wall_s": 0.0}
-        self._results.write_failed(row, task.job.config, task.column_types)
-        return row
 
     def _still_running(self) -> dict[str, str]:
         """Run id -> job id of what an earlier launch submitted and nobody has collected; marks of ended jobs go."""
@@ -187,39 +167,3 @@ class SubmititLauncher:
             process = psutil.Process(int(job.job_id))
             return process.status() == psutil.STATUS_ZOMBIE or "submitit" not in " ".join(process.cmdline())
         return True
-
-
-def run_tasks(site: Site, tasks: Sequence[Task], paths: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """What a job does, on its machine: run the tasks in turn. Returns their rows by run id."""
-    # Classes of the user's live where the command was given.
-    sys.path += [path for path in paths if path not in sys.path]
-    results = ResultsFolder(Path(site.folder))
-    station = Station(site, _Log(), alone=False)
-    rows = {}
-    try:
-        for task in tasks:
-            # A driver that died between submitting and marking may have submitted it twice.
-            row = None if task.again else results.complete_row(task.job.run_id)
-            if row is None:
-                station.prepare([task])
-                row = station.run(task)
-            rows[task.job.run_id] = row
-    finally:
-        station.close()
-    return rows
-
-
-class _Log:
-    """Tells the job's log."""
-
-    def resting(self, job: Job) -> None:
-        print(f"{job.run_id}: cooling down", flush=True)
-
-    def point_started(self, job: Job) -> None:
-        print(f"{job.run_id}: started", flush=True)
-
-    def within_point(self, job: Job, done: int, total: int, tokens_per_s: float) -> None:
-        pass
-
-    def warn(self, message: str) -> None:
-        print(f"warning: {message}", flush=True)

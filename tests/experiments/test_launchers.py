@@ -160,7 +160,7 @@ def test_parts_from_two_machines_are_one_sweep(cli: Cli, tmp_path: Path) -> None
 
 
 def test_a_launcher_is_no_part_of_a_point() -> None:
-    plans = [plan_sweep([f"launcher={name}"]) for name in ("local", "joblib", "submitit")]
+    plans = [plan_sweep([f"launcher={name}"]) for name in ("local", "joblib", "submitit", "ray")]
     assert len({plan.jobs[0].point_id for plan in plans}) == 1
 
 
