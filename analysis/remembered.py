@@ -45,7 +45,7 @@ def read_rows(files: Sequence[Path], copy: Path) -> Reading:
     rest = np.flatnonzero(~seen)
     if not len(rest):
         return Reading(groups=merged(known), warnings=())
-    fresh = read_files([files[place] for place in rest])
+    fresh = read_files([files[place] for place in rest.tolist()])
     groups = merged([*known, *(replace(group, places=rest[group.places]) for group in fresh.groups)])
     _remember(copy, groups, files, marks)
     return Reading(groups=groups, warnings=fresh.warnings)
@@ -105,7 +105,9 @@ def _remember(copy: Path, groups: Sequence[Group], files: Sequence[Path], marks:
                 # A file of several rows, or none, is no row of a run.
                 if (group.num_rows != 1).any():
                     continue
-                table = group.table.append_column(_FILE, pa.array([files[place].name for place in group.places]))
+                table = group.table.append_column(
+                    _FILE, pa.array([files[place].name for place in group.places.tolist()])
+                )
                 for name, values in zip(_MARKS, marks[group.places].T, strict=True):
                     table = table.append_column(name, pa.array(values))
                 with pa.ipc.new_stream(sink, table.schema) as stream:

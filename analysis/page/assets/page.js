@@ -9,7 +9,7 @@ function plots() {
     const spec = JSON.parse(figure.querySelector("script").textContent);
     const body = document.createElement("div");
     figure.insertBefore(body, figure.querySelector("figcaption"));
-    redraws.push(spec.kind === "pareto" ? pareto(body, spec, tip) : panels(body, spec, tip));
+    redraws.push({pareto, time: timelines, panels}[spec.kind](body, spec, tip));
   }
   let waiting = 0, before = innerWidth;
   const all = () => redraws.forEach(draw => draw());
@@ -144,4 +144,5 @@ theme();
 tabs();
 sorting();
 plots();
+saving();
 document.documentElement.dataset.ready = "";
