@@ -139,8 +139,10 @@ def interactions(tables: Sequence[tuple[str, str, Metric, pd.DataFrame]]) -> Spe
         )
     if not made:
         return None
-    legend = [{"name": one["name"], "look": one["look"]} for panel in made for one in panel["series"]]
-    return {"kind": "panels", "least": 340, "legend": legend if len(made) == 1 else [], "panels": made}
+    # Each panel has other lines, and so a legend of its own.
+    for panel in made:
+        panel["legend"] = [{"name": one["name"], "look": one["look"]} for one in panel["series"]]
+    return {"kind": "panels", "least": 340, "legend": [], "panels": made}
 
 
 def _panels(made: list[Spec], by_label: Looks) -> Spec | None:

@@ -81,10 +81,9 @@ def remarks(sweep: Sweep, points: pd.DataFrame, metric: Metric = THROUGHPUT) -> 
     bases = finished.loc[finished["is_baseline"], "label"].tolist()
     say(bases[:1], "baseline")
     values = numbers(finished[metric.column]) if metric.column in finished else pd.Series(dtype=float)
-    ranked = values.dropna().sort_values(kind="stable").index
     up = direction_of(metric.column).higher_is_better
-    if len(ranked) > 1 and up is not None:
-        best, worst = (ranked[-1], ranked[0]) if up else (ranked[0], ranked[-1])
+    if up is not None and values.nunique() > 1:
+        best, worst = (values.idxmax(), values.idxmin()) if up else (values.idxmin(), values.idxmax())
         say([finished.at[best, "label"]], f"best {metric.title}")
         say([finished.at[worst, "label"]], f"worst {metric.title}")
     for label, left, failed in zip(finished["label"], finished["num_repeats"], finished["num_failed"], strict=True):

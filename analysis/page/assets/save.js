@@ -38,7 +38,9 @@ function asSvg(holder) {
   const root = document.documentElement, theme = root.dataset.theme;
   root.dataset.theme = "light";
   try {
-    const frame = holder.getBoundingClientRect(), width = Math.ceil(frame.width), height = Math.ceil(frame.height);
+    const box = holder.getBoundingClientRect(), above = holder.querySelector(".choose, .chooser");
+    const frame = {left: box.left, top: above ? above.getBoundingClientRect().bottom : box.top};
+    const width = Math.ceil(box.width), height = Math.ceil(box.bottom - frame.top);
     const svg = make("svg", {xmlns: NS, viewBox: `0 0 ${width} ${height}`, width, height, "font-family": FONT});
     make("title", {}, svg, fileName(holder));
     make("rect", {width, height, fill: "#ffffff"}, svg);
@@ -131,9 +133,12 @@ function plain(value) {
 
 async function asPng(text) {
   const image = new Image();
-  // Not a blob's address: the page's own rules let pictures come from data alone.
-  image.src = "data:image/svg+xml;charset=utf-8," + encodeURIComponent(text);
-  await image.decode();
+  await new Promise((done, failed) => {
+    image.onload = done;
+    image.onerror = () => failed(new Error("this browser cannot draw the SVG"));
+    // Not a blob's address: the page's own rules let pictures come from data alone.
+    image.src = "data:image/svg+xml;charset=utf-8," + encodeURIComponent(text);
+  });
   const canvas = Object.assign(document.createElement("canvas"), {width: PNG_ZOOM * image.width, height: PNG_ZOOM * image.height});
   const brush = canvas.getContext("2d");
   brush.drawImage(image, 0, 0, canvas.width, canvas.height);

@@ -3,29 +3,37 @@
 "use strict";
 
 function timelines(body, spec, tip) {
-  const hidden = new Set(), rows = new Map(), grid = html("div", {class: "panels", style: `--least:${spec.least}px`});
+  const hidden = new Set(), rows = new Map(), all = document.createElement("div");
   const chosen = new Set(spec.points.filter(point => point.on).map(point => point.name));
+  const row = point => {
+    const own = html("div", {class: point.on ? "run paper" : "run"});
+    const head = html("h3", {}, own, point.name);
+    if (point.note) html("small", {}, head, point.note);
+    const grid = html("div", {class: "panels", style: `--least:${spec.least}px`}, own);
+    return {own, holders: point.panels.map(() => html("div", {class: "panel"}, grid))};
+  };
   const redraw = () => {
     for (const point of spec.points) {
-      if (!chosen.has(point.name) && !point.on) { for (const holder of rows.get(point.name) || []) holder.remove(); rows.delete(point.name); continue; }
-      if (!rows.has(point.name)) rows.set(point.name, point.panels.map(() => html("div", {class: point.on ? "panel paper" : "panel"})));
-      const own = rows.get(point.name);
-      // In the order of the list, and wide enough to measure words while it is drawn.
-      grid.append(...own);
-      own.forEach(holder => holder.classList.remove("off"));
-      own.forEach((holder, i) => panel(holder, {title: point.name, height: 170, y: {label: point.panels[i].label, min: 0},
+      const is_chosen = chosen.has(point.name);
+      if (!is_chosen && !point.on) { rows.get(point.name)?.own.remove(); rows.delete(point.name); continue; }
+      if (!rows.has(point.name)) rows.set(point.name, row(point));
+      const {own, holders} = rows.get(point.name);
+      // In the order of the list; and seen while it is drawn, since words that are not cannot be measured.
+      all.append(own);
+      own.classList.remove("off");
+      holders.forEach((holder, i) => panel(holder, {height: 160, y: {label: point.panels[i].label, min: 0},
         x: {label: "time since the first step (s)", min: 0, tight: true},
         series: point.panels[i].series.map(one => ({...one, x: point.x, step: true}))}, hidden, tip));
-      own.forEach(holder => holder.classList.toggle("off", !chosen.has(point.name)));
+      own.classList.toggle("off", !is_chosen);
     }
   };
-  if (spec.points.some(point => !point.on)) chooser(body, spec.points, chosen, redraw);
+  if (spec.points.length > 1) chooser(body, spec.points, chosen, redraw);
   legend(body, spec.legend, hidden, redraw, false);
-  body.appendChild(grid);
+  body.appendChild(all);
   return redraw;
 }
 
-// Check boxes, so that a keyboard and a reader of screens know them; of many, only those that fit what is typed.
+// Check boxes, so that keyboards and readers of screens know them; of many, those that fit what is typed.
 function chooser(body, points, chosen, redraw) {
   const box = html("details", {class: "chooser"}, body), head = html("summary", {}, box);
   const tools = html("div", {class: "tools"}, box);
@@ -43,7 +51,7 @@ function chooser(body, points, chosen, redraw) {
     return {point, label, tick};
   });
   const update = () => {
-    head.textContent = `Points drawn: ${chosen.size} of ${points.length}`;
+    head.textContent = `Choose points: ${chosen.size} of ${points.length} drawn`;
     for (const {point, tick} of boxes) tick.checked = chosen.has(point.name);
   };
   const button = (words, choose) => html("button", {type: "button"}, tools, words).addEventListener("click", () => {
@@ -54,7 +62,7 @@ function chooser(body, points, chosen, redraw) {
   });
   button("as at first", point => point.on);
   button("none", () => false);
-  if (points.length <= 12) find.hidden = true;
+  find.hidden = points.length <= 12;
   find.addEventListener("input", () => {
     const words = find.value.toLowerCase().split(/\s+/).filter(Boolean);
     for (const {point, label} of boxes) {
