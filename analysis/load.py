@@ -9,21 +9,19 @@ from __future__ import annotations
 
 import glob
 import json
-import os
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from analysis.columns import RUN_KEY, TABLES
+from analysis.read import Group, in_file_order, read_files
+from analysis.remembered import read_rows
 
 _FEW_COLUMNS = 64
-_NUM_READERS = min(4, os.cpu_count() or 1)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -81,22 +79,27 @@ def load(folder: str | Path | Sequence[str | Path]) -> Sweep:
     if not folders:
         raise ValueError("folder=[]: must be a sweep's folder such as runs/quickstart, or several")
     warnings: list[str] = []
-    parts: dict[str, list[pa.Table]] = {name: [] for name in TABLES}
+    groups: dict[str, list[Group]] = {name: [] for name in TABLES}
+    num_files = dict.fromkeys(TABLES, 0)
     configs: dict[str, Path] = {}
     for path, sweep_name in zip(folders, _names(folders), strict=True):
         files = {name: _parquet_files(path / name) for name in TABLES}
         if not any(files.values()):
             raise ValueError(_nothing_there(path))
-        # A file's thread for itself: reading columns in parallel costs more than small files have to read.
-        with ThreadPoolExecutor(_NUM_READERS) as readers:
-            for name in TABLES:
-                for part in readers.map(_read, files[name]):
-                    if isinstance(part, str):
-                        warnings.append(part)
-                    else:
-                        parts[name].append(_with_sweep(part, sweep_name))
+        for name, own in files.items():
+            # Many columns of one row are what takes long.
+            reading = read_rows(own, path / ".cache" / "runs.arrow") if name == "runs" else read_files(own)
+            warnings += reading.warnings
+            groups[name] += [
+                replace(group, table=_with_sweep(group.table, sweep_name), places=group.places + num_files[name])
+                for group in reading.groups
+            ]
+            num_files[name] += len(own)
         configs.update({file.stem: file for file in sorted((path / "configs").glob("*.yaml"))})
-    tables = {name: _frame(concatenate(parts[name]), TABLES[name]) for name in TABLES}
+    tables = {
+        name: _frame(in_file_order(concatenate([group.table for group in own]), own), TABLES[name])
+        for name, own in groups.items()
+    }
     runs = tables["runs"].sort_values(["sweep", "order_index", "run_id"], ignore_index=True, kind="stable")
     tables["runs"] = runs
     warnings += _misfits(tables)
@@ -164,19 +167,6 @@ def _parquet_files(folder: Path) -> list[Path]:
     return sorted(file for file in folder.glob("*.parquet") if not file.name.startswith("."))
 
 
-def _read(file: Path) -> pa.Table | str:
-    """The table, or a warning that says why there is none."""
-    try:
-        with pq.ParquetFile(pa.py_buffer(file.read_bytes()), page_checksum_verification=True) as parquet:
-            table = parquet.read(use_threads=False)
-        table.validate(full=True)
-    except (OSError, pa.ArrowException) as error:
-        return f"{file}: cannot be read and is left out: {_first_line(error)}"
-    if "run_id" not in table.column_names:
-        return f"{file}: has no column run_id and is left out"
-    return table
-
-
 def _with_sweep(table: pa.Table, name: str) -> pa.Table:
     column = pa.repeat(pa.scalar(name, pa.string()), table.num_rows)
     index = table.schema.get_field_index("sweep")
@@ -185,16 +175,13 @@ def _with_sweep(table: pa.Table, name: str) -> pa.Table:
 
 def _frame(table: pa.Table, expected: Sequence[str]) -> pd.DataFrame:
     """A plain DataFrame with at least the expected columns, those first and in their order."""
-    names = table.column_names
-    order = ["sweep", *(c for c in expected if c != "sweep" and c in names)]
-    order += [c for c in names if c not in set(order)]
+    first = ["sweep", *(name for name in expected if name != "sweep")]
+    for name in sorted(set(first) - set(table.column_names)):
+        table = table.append_column(name, pa.nulls(table.num_rows))
+    known = set(first)
+    order = [*first, *(name for name in table.column_names if name not in known)]
     # Columns one by one need not be copied together; very many of them are slow to add to, and pandas says so.
-    frame = table.select(order).to_pandas(split_blocks=len(order) <= _FEW_COLUMNS)
-    missing = {c: pd.Series(None, index=frame.index, dtype="object") for c in expected if c not in frame.columns}
-    if missing:
-        frame = pd.concat([frame, pd.DataFrame(missing, index=frame.index)], axis=1)
-    rest = [c for c in frame.columns if c not in set(expected) and c != "sweep"]
-    return frame[["sweep", *(c for c in expected if c != "sweep"), *rest]]
+    return table.select(order).to_pandas(split_blocks=len(order) <= _FEW_COLUMNS)
 
 
 def _names(folders: Sequence[Path]) -> list[str]:
@@ -229,7 +216,3 @@ def _misfits(tables: dict[str, pd.DataFrame]) -> list[str]:
                 f"{name}: {orphans} run(s) have no row in runs (interrupted, or its file is corrupt); not used"
             )
     return lines
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]

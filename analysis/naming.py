@@ -135,6 +135,10 @@ def is_config(column: str) -> bool:
 
 def codes(column: pd.Series) -> list[int]:
     """Equal values get equal numbers, whatever they are: lists and nulls too."""
+    if pd.api.types.is_bool_dtype(column) or pd.api.types.is_integer_dtype(column) or column.dtype == "str":
+        # Of one kind, so that equal values need no text to be told by.
+        found: list[int] = pd.factorize(column, use_na_sentinel=False)[0].tolist()
+        return found
     numbers: dict[str, int] = {}
     return [numbers.setdefault("null" if _is_null(v) else f"={format_value(v)}|{v}", len(numbers)) for v in column]
 

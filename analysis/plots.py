@@ -90,9 +90,10 @@ def latency_distributions(sweep: Sweep, points: pd.DataFrame, by_label: dict[str
     """Empirical distributions of TTFT, TPOT and E2E over the measured requests of all repeats."""
     requests = measured_requests(sweep)
     names = shown(points)["label"].tolist()
+    groups = dict(list(requests[requests["label"].isin(names)].groupby("label", sort=False)))
     panels = []
     for column, title in (("ttft_s", "TTFT"), ("tpot_s", "TPOT"), ("e2e_s", "E2E")):
-        values = {name: np.sort(numbers(requests.loc[requests["label"] == name, column]).dropna()) for name in names}
+        values = {name: np.sort(numbers(groups[name][column]).dropna()) for name in names if name in groups}
         values = {name: found * 1e3 for name, found in values.items() if len(found)}
         if values:
             panels.append((title, values))

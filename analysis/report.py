@@ -11,9 +11,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from analysis.answer import answer, many
+from analysis.answer import Answer, answer, many
 from analysis.caveats import caveats
-from analysis.load import load
+from analysis.figures import write_figures
+from analysis.load import Sweep, load
 from analysis.markdown import failed_points, markdown, measured, range_text
 from analysis.metrics import METRICS
 from analysis.page import page
@@ -29,18 +30,19 @@ _KEY_TITLES = [metric.title for metric in METRICS if metric.key]
 _FIRST = {title: i for i, title in enumerate(["n", _KEY_TITLES[0], "speed-up", *_KEY_TITLES[1:], "min to max"])}
 
 
-def write_report(folder: str | Path, console: Console | None = None) -> Path:
+def write_report(folder: str | Path, console: Console | None = None, *, figures: str | Path | None = None) -> Path:
     """Analyse one sweep and say what it found, on the console and in its folder.
 
     Args:
         folder: the sweep's, such as `runs/quickstart`.
         console: where the table goes; standard output where None.
+        figures: a folder for every plot of the page as an SVG; none are written where None.
 
     Returns:
         The Markdown report; its pictures lie in `plots/` beside it.
 
     Raises:
-        ValueError: a folder without tables, or one that cannot be written to.
+        ValueError: a folder without tables, or one of the two that cannot be written to.
     """
     folder = Path(folder)
     sweep = load(folder)
@@ -65,9 +67,21 @@ def write_report(folder: str | Path, console: Console | None = None) -> Path:
     except OSError as error:
         why = error.strerror or str(error)
         raise ValueError(f"folder={folder}: must be writable with room for a report: {why}") from error
+    drawn = [] if figures is None else _write_figures(sweep, summary, found, Path(figures))
     console.print(f"report  {escape(str(report))}", soft_wrap=True)
     console.print(f"page    {escape(str(folder / 'report.html'))}", soft_wrap=True)
+    if figures is not None:
+        console.print(f"figures {escape(str(figures))}: {many(len(drawn), 'SVG file')}", soft_wrap=True)
     return report
+
+
+def _write_figures(sweep: Sweep, summary: pd.DataFrame, found: Answer, folder: Path) -> list[Path]:
+    try:
+        return write_figures(sweep, summary, found, folder)
+    except OSError as error:
+        raise ValueError(
+            f"figures={folder}: must be a folder that can be written: {error.strerror or error}"
+        ) from error
 
 
 def _write(path: Path, text: str) -> None:

@@ -46,6 +46,8 @@ _RC = {
     "xtick.labelsize": 8,
     "ytick.labelsize": 8,
     "savefig.dpi": DPI,
+    # A dollar in a label is a dollar.
+    "text.parse_math": False,
 }
 
 

@@ -83,6 +83,8 @@ def numbers(column: pd.Series) -> pd.Series:
 
 
 def _truth(column: pd.Series) -> pd.Series:
+    if column.dtype == bool:
+        return column
     return column.map(lambda value: value is not None and value is not pd.NA and value == True).astype(bool)  # noqa: E712
 
 

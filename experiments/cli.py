@@ -43,6 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         command.add_argument("--dry-run", action="store_true", help="list the points and run nothing")
     report = commands.add_parser("report", help="table, web page, Markdown report and plots of a results folder")
     report.add_argument("folder", metavar="FOLDER")
+    report.add_argument("--figures", metavar="DIR", help="also write every plot of the web page there, as SVG")
     report.add_argument("--terminal", action="store_true", help="verdicts and sparklines here, and no files")
     compare = commands.add_parser(
         "compare", help="each point against a baseline, or one sweep against another: ratio, interval, verdict"
@@ -77,7 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         return print_report()
     if parsed.command == "report":
-        return _report(parsed.folder, terminal=parsed.terminal)
+        return _report(parsed.folder, terminal=parsed.terminal, figures=parsed.figures)
     if parsed.command == "compare":
         return _compare(parsed)
     return _sweep(parsed.overrides, command=parsed.command, dry_run=parsed.dry_run)
@@ -171,15 +172,18 @@ def _conclude(swept: Swept, folder: Path, console: Console) -> int:
     return EXIT_OK if all(row["status"] == "ok" for row in swept.rows) else EXIT_FAILED
 
 
-def _report(folder: str, *, terminal: bool) -> int:
+def _report(folder: str, *, terminal: bool, figures: str | None) -> int:
     from analysis.report import write_report
     from analysis.terminal import print_report
 
+    if terminal and figures is not None:
+        print("minivllm: --figures: writes files, and --terminal writes none; choose one", file=sys.stderr)
+        return EXIT_USAGE
     try:
         if terminal:
             print_report(folder)
         else:
-            write_report(folder)
+            write_report(folder, figures=figures)
     except (ValueError, OSError) as error:
         print(f"minivllm: {' '.join(str(error).split())}", file=sys.stderr)
         return EXIT_USAGE

@@ -6,8 +6,9 @@ By default it has 1,000 runs, a million requests and half a million steps.
     .venv/bin/python scripts/load_check.py
     .venv/bin/python scripts/load_check.py --folder runs/large --keep     # leave the folder for other trials
 
-The folder is written as a sweep writes it: one file a run a table, by the harness's own schemas. Loads are repeated
-and each printed, since the first one waits for the disk.
+The folder is written as a sweep writes it: one file a run a table, by the harness's own schemas. Two kinds of load are
+timed by turns: one that reads every file, and one that finds the rows of runs remembered (`analysis/remembered.py`).
+Each is printed, since the first one waits for the disk, and then the medians.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from __future__ import annotations
 import argparse
 import io
 import shutil
+import statistics
 import sys
 import tempfile
 import time
@@ -110,11 +112,18 @@ def main() -> None:
     folder = chosen.folder or Path(tempfile.mkdtemp()) / "large"
     if not folder.exists():
         write_sweep(folder, num_runs=chosen.runs, num_requests=chosen.requests, num_steps=chosen.steps)
+    times_s: dict[str, list[float]] = {"files": [], "again": []}
     for _ in range(chosen.loads):
-        start = time.perf_counter()
-        sweep = analysis.load(folder)
-        sizes = f"{len(sweep.runs):,} runs, {len(sweep.requests):,} requests, {len(sweep.steps):,} steps"
-        print(f"load     {time.perf_counter() - start:6.2f} s  {sizes}", flush=True)
+        for kind, times in times_s.items():
+            if kind == "files":
+                shutil.rmtree(folder / ".cache", ignore_errors=True)
+            start = time.perf_counter()
+            sweep = analysis.load(folder)
+            times.append(time.perf_counter() - start)
+            sizes = f"{len(sweep.runs):,} runs, {len(sweep.requests):,} requests, {len(sweep.steps):,} steps"
+            print(f"load {kind} {times[-1]:6.2f} s  {sizes}", flush=True)
+    files_s, again_s = (statistics.median(times) for times in times_s.values())
+    print(f"medians: files {files_s:.2f} s, again {again_s:.2f} s, ratio {files_s / again_s:.2f}", flush=True)
 
     def report() -> pd.DataFrame:
         # Its files are no part of the check, its time is.

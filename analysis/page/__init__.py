@@ -6,9 +6,10 @@
 | `verdicts.py` | the first screen and the effects, as tables with a ratio plot in each row |
 | `forest.py` | such a table |
 | `sections.py` | tables: points, memory, resources, failures, environment |
-| `series.py`, `load_curves.py` | what the interactive plots draw |
+| `plots.py` | which plots there are |
+| `series.py`, `load_curves.py`, `timelines.py` | what the interactive ones draw |
 | `markup.py` | escaping, tables, figures |
-| `assets/` | the style sheet, and the script that draws the plots |
+| `assets/` | the style sheet, and the scripts that draw the plots and save them |
 """
 
 from __future__ import annotations

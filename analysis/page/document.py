@@ -7,29 +7,24 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
 from analysis.answer import Answer, answer
-from analysis.baseline import knobs
 from analysis.caveats import caveats
 from analysis.columns import OK
 from analysis.load import Sweep
 from analysis.metrics import METRICS
 from analysis.page import sections
-from analysis.page.load_curves import load_curves
 from analysis.page.markup import esc, figure, section
-from analysis.page.series import MAX_TIMELINES, distributions, frontier, interactions, timelines
+from analysis.page.plots import plots_of
+from analysis.page.series import MAX_PLACES, Spec
 from analysis.page.verdicts import effects_section, first_screen
 from analysis.plots import shown
 from analysis.style import COLOURS, COLOURS_ON_DARK
-from analysis.summary import measured_requests
-from analysis.views import pivot
 
 _ASSETS = Path(__file__).parent / "assets"
-_SCRIPTS = ("svg.js", "panel.js", "page.js")
-MAX_INTERACTION_PLOTS = 3
-MAX_LEVELS = 10
+_SCRIPTS = ("svg.js", "panel.js", "timelines.js", "save.js", "page.js")
+_PARALLEL = "Means over all other settings, on a logarithmic scale: lines that are parallel do not interact."
 
 
 def page(sweep: Sweep, points: pd.DataFrame, found: Answer | None = None) -> str:
@@ -42,16 +37,17 @@ def page(sweep: Sweep, points: pd.DataFrame, found: Answer | None = None) -> str
     """
     found = found or answer(sweep)
     title = ", ".join(dict.fromkeys(points["sweep"])) or sweep.folders[0].resolve().name
-    main, changes = found.metric, found.changes
+    drawn = plots_of(sweep, points, found)
     sentences = found.sentences or _lone(points)
     said = [*caveats(sweep, points), *(found.verdicts[0].caveats if found.verdicts else ())]
-    by_label = {label: i for i, label in enumerate(shown(points)["label"])}
     parts = {
-        "effects": effects_section(changes, main, _interaction_plots(sweep, changes)),
-        "frontier": _frontier(points, by_label),
-        "latency": _latency(sweep, points, by_label),
-        "load": _load(sweep, points),
-        "time": _time(sweep, points, by_label),
+        "effects": effects_section(
+            found.changes, found.metric, figure("interactions", drawn.specs.get("interactions"), _PARALLEL)
+        ),
+        "frontier": _frontier(drawn.specs.get("frontier")),
+        "latency": _latency(drawn.specs.get("latency"), points),
+        "load": _load(drawn.specs.get("load"), drawn.num_left_out),
+        "time": _time(drawn.specs.get("time"), points),
         "points": sections.points_section(points),
         "memory": sections.memory_section(sweep, points),
         "resources": sections.resources_section(sweep, points),
@@ -82,65 +78,34 @@ def _lone(points: pd.DataFrame) -> Sequence[str]:
     return [f"{row['label']}: {said}." if said else f"{row['label']} finished without figures.", f"{alone}."]
 
 
-def _frontier(points: pd.DataFrame, by_label: Mapping[str, int]) -> str:
-    spec = frontier(points, METRICS, dict(by_label))
+def _frontier(spec: Spec | None) -> str:
     note = "Choose any two metrics. Marks are means, whiskers reach from the smallest to the largest repeat."
-    return section("frontier", "Pareto frontier", figure(spec) if spec else "", note)
+    return section("frontier", "Pareto frontier", figure("frontier", spec), note)
 
 
-def _latency(sweep: Sweep, points: pd.DataFrame, by_label: Mapping[str, int]) -> str:
-    spec = distributions(measured_requests(sweep), dict(by_label))
+def _latency(spec: Spec | None, points: pd.DataFrame) -> str:
     note = "All requests of all repeats: a curve further left is faster, and where it bends late is the tail."
-    return section(
-        "latency", "Latency distributions", figure(spec) if spec else "", note + _some(points, len(by_label))
-    )
+    note += _some(points, len(shown(points)))
+    return section("latency", "Latency distributions", figure("latency", spec), note)
 
 
-def _load(sweep: Sweep, points: pd.DataFrame) -> str:
-    made = load_curves(sweep, points)
-    if made is None:
-        return ""
+def _load(spec: Spec | None, num_left_out: int) -> str:
     note = "Along a line load grows; where latency climbs and throughput does not, the engine is saturated."
-    note += f" {made[1]} more lines are not shown." if made[1] else ""
-    return section("load", "Throughput and latency under load", figure(made[0]), note)
+    note += f" {num_left_out} more lines are not shown." if num_left_out else ""
+    return section("load", "Throughput and latency under load", figure("load", spec), note)
 
 
-def _time(sweep: Sweep, points: pd.DataFrame, by_label: Mapping[str, int]) -> str:
-    spec = timelines(sweep, dict(by_label))
-    note = "The first finished repeat of each point; of long runs the peak of each stretch of time."
-    ran = int((points["num_repeats"] > 0).sum())
-    if ran > MAX_TIMELINES:
-        note += f" Shown: {MAX_TIMELINES} of {ran} points, the first of those that other plots show."
-    return section("time", "Over a run", figure(spec) if spec else "", note)
-
-
-def _interaction_plots(sweep: Sweep, changes: pd.DataFrame | None) -> str:
-    """Of the pairs of knobs with the largest interactions."""
-    if changes is None:
+def _time(spec: Spec | None, points: pd.DataFrame) -> str:
+    if spec is None:
         return ""
-    pairs = changes[changes["kind"] == "interaction"]
-    order = np.log(pairs["ratio"].astype(float)).abs().sort_values(ascending=False, kind="stable").index
-    tables = []
-    known = knobs(sweep)
-    for one, two in dict.fromkeys(zip(pairs.loc[order, "knob"], pairs.loc[order, "knob2"], strict=True)):
-        if one not in known or two not in known:
-            continue
-        means = pivot(sweep, rows=one, columns=two, metric=changes.attrs["metric"])
-        # Numbers along the axis, names as lines; the longer one along the axis where both are alike.
-        if _is_ordered(means.index) > _is_ordered(means.columns):
-            means, one, two = means.T, two, one
-        if max(means.shape) <= MAX_LEVELS and means.notna().any().any():
-            metric = next(m for m in METRICS if m.column == changes.attrs["metric"])
-            tables.append((two, one, metric, means))
-        if len(tables) == MAX_INTERACTION_PLOTS:
-            break
-    spec = interactions(tables)
-    said = "Means over all other settings, on a logarithmic scale: lines that are parallel do not interact."
-    return figure(spec, said) if spec else ""
-
-
-def _is_ordered(index: pd.Index) -> bool:
-    return bool(pd.api.types.is_numeric_dtype(index.infer_objects()) and not pd.api.types.is_bool_dtype(index))
+    note = "The first finished repeat of each point"
+    note += "; of long runs the peak of each stretch of time." if spec["num_steps"] > MAX_PLACES else "."
+    drawn, ran = sum(point["on"] for point in spec["points"]), int((points["num_repeats"] > 0).sum())
+    if drawn < ran:
+        note += f" Drawn at first: {drawn} of {ran} points, the baseline, the best, the worst and those with caveats."
+    if len(spec["points"]) < ran:
+        note += f" There are {len(spec['points'])} to choose from."
+    return section("time", "Over a run", figure("time", spec), note)
 
 
 def _some(points: pd.DataFrame, left: int) -> str:

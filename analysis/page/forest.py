@@ -36,26 +36,45 @@ class Row:
     base: bool = False
 
 
-def forest(
-    head: Sequence[str], rows: Sequence[Row], *, band: float = 0.0, floor: float = math.nan, reference: str = "baseline"
-) -> str:
-    """The table.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Forest:
+    """A table of ratios.
 
     Args:
+        name: of the file that it may be saved as.
+        title: what the ratios are of.
         head: of the cells before the plot; the first column is words, the others are figures.
         rows: in order.
         band: of equality, as a ratio less 1; drawn light.
         floor: the noise floor, as a ratio less 1; drawn where known.
         reference: what 1 is.
     """
-    left, right = _domain(rows)
+
+    name: str
+    title: str
+    head: tuple[str, ...]
+    rows: tuple[Row, ...]
+    band: float = 0.0
+    floor: float = math.nan
+    reference: str = "baseline"
+
+    @property
+    def is_judged(self) -> bool:
+        """Whether any row has a verdict."""
+        return any(row.verdict for row in self.rows)
+
+
+def forest(plot: Forest) -> str:
+    """The table, as HTML."""
+    head, rows, band, floor, reference = plot.head, plot.rows, plot.band, plot.floor, plot.reference
+    left, right = domain(rows)
     scale = _Scale(math.log(left), math.log(right))
-    ticks = _ticks(left, right)
+    ticks = ratio_ticks(left, right)
     grid = "".join(f'<line class="grid{" one" if t == 1 else ""}" {scale.line(t)}/>' for t in ticks)
     bands = scale.rect("band", 1 / (1 + band), 1 + band) if band else ""
     if not math.isnan(floor):
         bands += scale.rect("floor", 1 / (1 + floor), 1 + floor)
-    judged = any(row.verdict for row in rows)
+    judged = plot.is_judged
     heads = "".join(f"<th{'' if i == 0 else ' class=num'}>{_head(text)}</th>" for i, text in enumerate(head))
     heads += f'<th class="mid">ratio to the {esc(reference)}<small>bar: estimate, line: 95 % interval</small></th>'
     heads += "<th>verdict</th>" if judged else ""
@@ -71,7 +90,7 @@ def forest(
     axis = f'<td class="draw axis">{_svg(labels, "")}</td>'
     foot = f"<tfoot><tr>{'<td></td>' * len(head)}{axis}{'<td></td>' if judged else ''}</tr></tfoot>"
     return (
-        f'<div class="scroll"><table class="forest"><thead><tr>{heads}</tr></thead>'
+        f'<div class="scroll"><table class="forest" data-name="{esc(plot.name)}"><thead><tr>{heads}</tr></thead>'
         f"<tbody>{''.join(lines)}</tbody>{foot}</table></div>"
     )
 
@@ -136,7 +155,7 @@ def _svg(inside: str, words: str) -> str:
     return f'<svg class="row" width="100%" height="{_HEIGHT}" {label}>{inside}</svg>'
 
 
-def _domain(rows: Sequence[Row]) -> tuple[float, float]:
+def domain(rows: Sequence[Row]) -> tuple[float, float]:
     """From all ratios, and from their intervals as far as those do not press the ratios together."""
     ratios = [1.0, *(row.ratio for row in rows if row.ratio > 0)]
     low, high = min(ratios), max(ratios)
@@ -148,7 +167,7 @@ def _domain(rows: Sequence[Row]) -> tuple[float, float]:
     return low / room, high * room
 
 
-def _ticks(left: float, right: float) -> list[float]:
+def ratio_ticks(left: float, right: float) -> list[float]:
     """Round ratios with 1 among them: about five."""
     decades = math.log10(right / left)
     if decades > 1.2:

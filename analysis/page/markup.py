@@ -60,10 +60,19 @@ def folded(summary: str, body: str) -> str:
     return f"<details><summary>{esc(summary)}</summary>{body}</details>"
 
 
-def figure(spec: dict[str, Any], caption: str = "") -> str:
-    """A plot that the script draws; its figures lie beside it."""
+def figure(name: str, spec: dict[str, Any] | None, caption: str = "") -> str:
+    """A plot that the script draws, its figures beside it; nothing where there is nothing to draw.
+
+    Args:
+        name: of the file that it may be saved as.
+        spec: what is drawn.
+        caption: under it.
+    """
+    if not spec:
+        return ""
     said = f"<figcaption>{rich(caption)}</figcaption>" if caption else ""
-    return f'<figure class="plot"><script type="application/json">{_json(spec)}</script>{said}</figure>'
+    data = f'<script type="application/json">{_json(spec)}</script>'
+    return f'<figure class="plot" data-name="{esc(name)}">{data}{said}</figure>'
 
 
 def _json(value: Any) -> str:

@@ -12,11 +12,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis.columns import OK, RUN_KEY
 from analysis.direction import direction_of
-from analysis.load import Sweep
 from analysis.metrics import THROUGHPUT, TTFT_P50, Metric
-from analysis.naming import attach, format_value
+from analysis.naming import format_value
 from analysis.summary import numbers
 
 Spec = dict[str, Any]
@@ -24,7 +22,6 @@ Looks = dict[str, int]
 
 # A curve of more places than a screen has pixels is only slow.
 MAX_PLACES = 240
-MAX_TIMELINES = 6
 
 
 def figures(values: Sequence[float] | np.ndarray | pd.Series, scale: float = 1.0) -> list[float | None]:
@@ -112,80 +109,6 @@ def distributions(requests: pd.DataFrame, by_label: Looks) -> Spec | None:
     return _panels(made, by_label)
 
 
-def timelines(sweep: Sweep, by_label: Looks) -> Spec | None:
-    """KV use, requests running and waiting, tokens a step and memory, over the first finished run of each point."""
-    runs = sweep.runs[sweep.runs["status"] == OK].drop_duplicates(["sweep", "point_id"])
-    steps = attach(sweep, sweep.steps.merge(runs[RUN_KEY], on=RUN_KEY), ["kv_blocks_total"])
-    steps = steps[~(numbers(steps["start_s"]) < 0)]
-    made: list[Spec] = []
-    for name in list(by_label)[:MAX_TIMELINES]:
-        rows = steps[steps["label"] == name].sort_values("step", kind="stable")
-        start = numbers(rows["start_s"]).to_numpy()
-        if len(rows) < 2 or not np.isfinite(start).any():
-            continue
-        time_s, total = start - np.nanmin(start), numbers(rows["kv_blocks_total"])
-        columns = {column: numbers(rows[column]) for column in _STEP_COLUMNS}
-        kinds: list[tuple[str, list[tuple[str, pd.Series, Spec]]]] = [
-            (
-                "KV blocks (% of pool)",
-                [
-                    ("used", 100 * columns["kv_blocks_used"] / total, {"look": 0, "area": True}),
-                    ("cached for reuse", 100 * columns["kv_blocks_cached"] / total, {"look": 4, "dots": True}),
-                    # Of the pool too: slots that are held and hold nothing.
-                    (
-                        "held, but empty",
-                        100 * columns["kv_fragmentation_fraction"] * columns["kv_blocks_used"] / total,
-                        {"look": 6},
-                    ),
-                ],
-            ),
-            (
-                "requests",
-                [
-                    ("running", columns["num_running"], {"look": 2, "area": True}),
-                    ("waiting", columns["num_waiting"], {"look": 1}),
-                ],
-            ),
-            (
-                "tokens a step",
-                [
-                    ("prefill", columns["num_prefill_tokens"], {"look": 5, "area": True}),
-                    ("decode", columns["num_decode_tokens"], {"look": 3}),
-                ],
-            ),
-            # Looked at every few steps only.
-            ("memory (MB)", [("process", columns["process_bytes"].ffill() / 2**20, {"look": 7})]),
-        ]
-        for label, parts in kinds:
-            series = [
-                {"name": part, "step": True, **_thinned(time_s, values.to_numpy()), **look}
-                for part, values, look in parts
-                if values.notna().any()
-            ]
-            if series:
-                made.append(
-                    {
-                        "title": name,
-                        "height": 170,
-                        "x": {"label": "time since the first step (s)", "min": 0, "tight": True},
-                        "y": {"label": label, "min": 0},
-                        "series": series,
-                    }
-                )
-    seen = {part["name"]: part["look"] for panel in made for part in panel["series"]}
-    legend = [{"name": name, "look": look} for name, look in seen.items()]
-    return {"kind": "panels", "least": 250, "legend": legend, "panels": made} if made else None
-
-
-def _thinned(time_s: np.ndarray, values: np.ndarray) -> Spec:
-    """The largest value of each stretch of time: a peak is what one looks for, and a mean would hide it."""
-    if len(values) <= MAX_PLACES:
-        return {"x": figures(time_s), "y": figures(values)}
-    starts = np.unique(np.linspace(0, len(values), MAX_PLACES, endpoint=False).astype(int))
-    peaks = np.fmax.reduceat(values, starts)
-    return {"x": figures(time_s[starts]), "y": figures(peaks)}
-
-
 def interactions(tables: Sequence[tuple[str, str, Metric, pd.DataFrame]]) -> Spec | None:
     """Lines of one knob over the values of another: parallel lines do not interact.
 
@@ -216,8 +139,10 @@ def interactions(tables: Sequence[tuple[str, str, Metric, pd.DataFrame]]) -> Spe
         )
     if not made:
         return None
-    legend = [{"name": one["name"], "look": one["look"]} for panel in made for one in panel["series"]]
-    return {"kind": "panels", "least": 340, "legend": legend if len(made) == 1 else [], "panels": made}
+    # Each panel has other lines, and so a legend of its own.
+    for panel in made:
+        panel["legend"] = [{"name": one["name"], "look": one["look"]} for one in panel["series"]]
+    return {"kind": "panels", "least": 340, "legend": [], "panels": made}
 
 
 def _panels(made: list[Spec], by_label: Looks) -> Spec | None:
@@ -236,15 +161,3 @@ def _ends(rows: pd.DataFrame, metric: Metric, part: str) -> pd.Series:
 def _is_wide(values: Sequence[float | None]) -> bool:
     found = [value for value in values if value is not None]
     return min(found) > 0 and max(found) > 10 * min(found)
-
-
-_STEP_COLUMNS = (
-    "kv_blocks_used",
-    "kv_blocks_cached",
-    "num_running",
-    "num_waiting",
-    "num_prefill_tokens",
-    "num_decode_tokens",
-    "kv_fragmentation_fraction",
-    "process_bytes",
-)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -12,13 +13,14 @@ from analysis.answer import TOLD, Verdicts, many, ratio_text
 from analysis.direction import direction_of
 from analysis.metrics import Metric
 from analysis.naming import BASELINE
-from analysis.page.forest import Row, forest
+from analysis.page.forest import Forest, Row, forest
 from analysis.page.markup import esc, folded, rich, section
 from analysis.planning import LEVEL
 from analysis.verdicts import NO_DIFFERENCE
 
 # What fits on a screen, with the baseline.
 MAX_ROWS = 14
+_EFFECTS = {"main": "Main effects", "interaction": "Two-way interactions"}
 
 
 def first_screen(found: Sequence[Verdicts], sentences: Sequence[str]) -> str:
@@ -50,14 +52,7 @@ def effects_section(changes: pd.DataFrame | None, metric: Metric, drawn: str) ->
     """
     if changes is None:
         return ""
-    parts = []
-    main, pairs = (changes[changes["kind"] == kind] for kind in ("main", "interaction"))
-    if len(main):
-        rows, left_out = _largest(main)
-        parts.append(f"<h3>Main effects</h3>{_effects(rows, metric, left_out)}")
-    if len(pairs):
-        rows, left_out = _largest(pairs)
-        parts.append(f"<h3>Two-way interactions</h3>{_effects(rows, metric, left_out)}")
+    parts = [f"<h3>{plot.title}</h3>{forest(plot)}{_more(changes, plot)}" for plot in effect_plots(changes, metric)]
     note = (
         f"On {metric.heading.lower()}. A main effect is the ratio between two values of a knob over all settings of "
         "the others in which both were measured. An interaction is how much that ratio changes with the value of "
@@ -66,30 +61,54 @@ def effects_section(changes: pd.DataFrame | None, metric: Metric, drawn: str) ->
     return section("effects", "What each knob does", "".join(parts) + drawn, note)
 
 
-def _verdicts(found: Verdicts) -> str:
+def effect_plots(changes: pd.DataFrame | None, metric: Metric) -> list[Forest]:
+    """Main effects and interactions, as far as there are any."""
+    if changes is None:
+        return []
+    kinds = {kind: changes[changes["kind"] == kind] for kind in _EFFECTS}
+    return [_effects(kind, _largest(rows), metric) for kind, rows in kinds.items() if len(rows)]
+
+
+def verdict_plots(found: Verdicts) -> list[Forest]:
+    """What there is room for on a screen; where that is not all, all of it too."""
     metric, table = found.metric, found.table
-    bases = list(dict.fromkeys(table["baseline"]))
     chosen = _chosen(table)
     rows = []
-    for base in bases:
+    for base in dict.fromkeys(table["baseline"]):
         own = table[table["baseline"] == base]
         seen = own[own.index.isin(chosen)]
         if len(seen):
             rows.append(_base_row(base, own, metric))
             rows += [_row(row, found) for _, row in seen.iterrows()]
-    head = ["point", f"{metric.title}\n{metric.unit}", "ratio\n95 % interval"]
-    judged = table["verdict"].isin(TOLD).any() or table["ratio_low"].notna().any()
-    band = table.attrs["equal_within"] if judged else 0.0
-    made = forest(head, rows, band=band, floor=found.noise_floor)
+    plot = Forest(
+        name=f"verdicts-{metric.column}",
+        title=metric.heading,
+        head=("point", f"{metric.title}\n{metric.unit}", "ratio\n95 % interval"),
+        rows=tuple(rows),
+        band=table.attrs["equal_within"] if _is_judged(table) else 0.0,
+        floor=found.noise_floor,
+    )
+    if len(chosen) == len(table):
+        return [plot]
+    return [plot, replace(plot, name=f"{plot.name}-all", rows=tuple(_row(row, found) for _, row in table.iterrows()))]
+
+
+def _is_judged(table: pd.DataFrame) -> bool:
+    return bool(table["verdict"].isin(TOLD).any() or table["ratio_low"].notna().any())
+
+
+def _verdicts(found: Verdicts) -> str:
+    table = found.table
+    plot, *everything = verdict_plots(found)
     notes = []
     better = {True: "Higher is better", False: "Lower is better", None: "Neither way is better"}[found.higher_is_better]
     notes.append(f"{better}.")
-    if judged:
-        notes.append(f"Verdicts are at 5 % after Holm's correction; light band: equal within {100 * band:g} %.")
+    if _is_judged(table):
+        notes.append(f"Verdicts are at 5 % after Holm's correction; light band: equal within {100 * plot.band:g} %.")
     if not math.isnan(found.noise_floor):
         notes.append(f"Yellow band: noise floor of this machine, {100 * found.noise_floor:.1f} %, from A/A points.")
-    if len(chosen) < len(table):
-        notes.append(f"Shown are the {len(chosen)} of {len(table)} points that differ most from the baseline.")
+    if everything:
+        notes.append(f"Shown are the {MAX_ROWS} of {len(table)} points that differ most from the baseline.")
     unsure = table[table["verdict"] == NO_DIFFERENCE]
     needed = unsure["repeats_needed"].dropna()
     if len(needed):
@@ -98,13 +117,8 @@ def _verdicts(found: Verdicts) -> str:
             f"“{NO_DIFFERENCE}” is not equality: telling a difference of {100 * table.attrs['effect']:g} % from noise "
             f"would take {least} at this spread."
         )
-    rest = ""
-    if len(chosen) < len(table):
-        everything = [_row(row, found) for _, row in table.iterrows()]
-        rest = folded(
-            f"All {many(len(table), 'comparison')}", forest(head, everything, band=band, floor=found.noise_floor)
-        )
-    return f'{made}<p class="note">{esc(" ".join(notes))}</p>{rest}'
+    rest = "".join(folded(f"All {many(len(table), 'comparison')}", forest(one)) for one in everything)
+    return f'{forest(plot)}<p class="note">{esc(" ".join(notes))}</p>{rest}'
 
 
 def _chosen(table: pd.DataFrame) -> pd.Index:
@@ -139,7 +153,7 @@ def _row(row: pd.Series, found: Verdicts) -> Row:
     )
 
 
-def _effects(rows: pd.DataFrame, metric: Metric, left_out: int) -> str:
+def _effects(kind: str, rows: pd.DataFrame, metric: Metric) -> Forest:
     better = direction_of(metric.column).higher_is_better
     made = []
     for _, row in rows.iterrows():
@@ -152,11 +166,19 @@ def _effects(rows: pd.DataFrame, metric: Metric, left_out: int) -> str:
         cells = (what, f"{int(row['n'])} × {int(row['num_settings'])}", esc(text))
         word = _word(row, clear)
         made.append(Row(cells=cells, ratio=row["ratio"], low=row["low"], high=row["high"], tone=tone, verdict=word))
-    more = f'<p class="note">{many(left_out, "smaller one")} not shown.</p>' if left_out else ""
-    return (
-        forest(["change", "n\nrepeats × settings", "ratio\n95 % interval"], made, reference="value before the arrow")
-        + more
+    return Forest(
+        name=f"effects-{kind}",
+        title=_EFFECTS[kind],
+        head=("change", "n\nrepeats × settings", "ratio\n95 % interval"),
+        rows=tuple(made),
+        reference="value before the arrow",
     )
+
+
+def _more(changes: pd.DataFrame, plot: Forest) -> str:
+    kind = plot.name.removeprefix("effects-")
+    left_out = int((changes["kind"] == kind).sum()) - len(plot.rows)
+    return f'<p class="note">{many(left_out, "smaller one")} not shown.</p>' if left_out else ""
 
 
 def _word(row: pd.Series, clear: bool) -> str:
@@ -166,8 +188,6 @@ def _word(row: pd.Series, clear: bool) -> str:
     return p if clear else f"not shown ({p})"
 
 
-def _largest(rows: pd.DataFrame) -> tuple[pd.DataFrame, int]:
-    if len(rows) <= MAX_ROWS:
-        return rows, 0
-    order = np.log(rows["ratio"].astype(float)).abs().sort_values(ascending=False, kind="stable").index[:MAX_ROWS]
-    return rows.loc[order], len(rows) - MAX_ROWS
+def _largest(rows: pd.DataFrame) -> pd.DataFrame:
+    order = np.log(rows["ratio"].astype(float)).abs().sort_values(ascending=False, kind="stable").index
+    return rows.loc[order[:MAX_ROWS]] if len(rows) > MAX_ROWS else rows

@@ -9,7 +9,7 @@ function plots() {
     const spec = JSON.parse(figure.querySelector("script").textContent);
     const body = document.createElement("div");
     figure.insertBefore(body, figure.querySelector("figcaption"));
-    redraws.push(spec.kind === "pareto" ? pareto(body, spec, tip) : panels(body, spec, tip));
+    redraws.push({pareto, time: timelines, panels}[spec.kind](body, spec, tip));
   }
   let waiting = 0, before = innerWidth;
   const all = () => redraws.forEach(draw => draw());
@@ -41,9 +41,16 @@ function legend(body, entries, hidden, redraw, marks) {
 
 function panels(body, spec, tip) {
   const hidden = new Set(), grid = html("div", {class: "panels", style: `--least:${spec.least || 300}px`});
-  const holders = spec.panels.map(() => html("div", {class: "panel"}, grid));
-  const draw = () => holders.forEach((holder, i) => panel(holder, spec.panels[i], hidden, tip));
-  legend(body, spec.legend || [], hidden, draw, spec.panels.some(one => one.series.some(s => s.mark)));
+  const has_marks = one => one.series.some(s => s.mark);
+  const draws = spec.panels.map(one => {
+    if (!one.legend) { const holder = html("div", {class: "panel"}, grid); return () => panel(holder, one, hidden, tip); }
+    const box = html("div", {}, grid), own = new Set(), draw = () => panel(holder, one, own, tip);
+    legend(box, one.legend, own, () => draw(), has_marks(one));
+    const holder = html("div", {class: "panel"}, box);
+    return draw;
+  });
+  const draw = () => draws.forEach(one => one());
+  legend(body, spec.legend || [], hidden, draw, spec.panels.some(has_marks));
   body.appendChild(grid);
   return draw;
 }
@@ -144,4 +151,5 @@ theme();
 tabs();
 sorting();
 plots();
+saving();
 document.documentElement.dataset.ready = "";
