@@ -81,8 +81,7 @@ def choose_config(
     if rows <= 32 or (head_dim > 128 and not hopper):
         block_m = 16 if rows <= 16 else 32
         return PrefillConfig(block_m=block_m, block_n=block_n, num_warps=4, num_stages=num_stages)
-    # Tiles of 128 rows read each key half as often as tiles of 64, but must be enough to go round. Either way a warp
-    # group multiplies 64 rows at a time, so a query's bits are the same.
+    # Tiles of 128 rows read each key half as often as tiles of 64, but must be enough to go round.
     num_programs = -(-num_tokens * group_size // 128) * num_kv_heads
     if rows <= 64 or num_programs < NUM_MULTIPROCESSORS:
         return PrefillConfig(block_m=64, block_n=block_n, num_warps=4, num_stages=num_stages)

@@ -8,7 +8,7 @@ What the form follows from:
 
 - Packed groups. K/V tiles are read once for G heads, and the diagonal spans BLOCK_M / G tokens in place of BLOCK_M.
 - The grid is the most tiles that N tokens of R requests can be cut into; nothing on the host reads lengths. A program
-  finds its request by counting those that begin before it: one load in place of the log R dependent ones of a bisection.
+  finds its request by counting those that begin before it: one load, where a bisection has log R, each for the next.
   A (tile, request) grid would launch max_query_len / tile * R programs, tens of thousands of them to leave at once
   where one prompt of 2,048 joins 255 decoding requests. A request with few queries and a long context is one program
   a K/V head: split-KV decoding is another kernel's.
@@ -18,14 +18,15 @@ What the form follows from:
 - K and V come by `cp.async`, 16 bytes a thread, in `num_stages` buffers; bulk copies would need descriptors, made anew
   in each program since the layers' caches differ, to save instructions that hide under the products already.
 
-A row's sum runs over tiles of BLOCK_N keys from key 0 (with a window, from a tile's border before it); tiles of which it
-sees nothing change no bit of it. So its result depends on BLOCK_N and on its own request alone.
+A row's sum runs over tiles of BLOCK_N keys from key 0 (with a window, from a tile's border before it); tiles of which
+it sees nothing change no bit of it. So its result depends on BLOCK_N and on its own request alone.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from functools import cache
 from typing import Any
 
 import torch
@@ -35,175 +36,10 @@ from torch import Tensor
 
 from minivllm_kernels.ahead_of_time import Specialisation
 from minivllm_kernels.prefill_attention.config import PrefillConfig, choose_config
+from minivllm_kernels.prefill_attention.keys.kernel import attend, attend_overlapped, find_blocks, load_tile
 
 # Requests that one step of a program's search looks at.
 SEARCH_WIDTH = tl.constexpr(256)
-
-
-@triton.jit
-def _find_blocks(table_ptr, first_key, lo, hi, BLOCK_N: tl.constexpr, BLOCK_SIZE: tl.constexpr):
-    """Block of each key of a tile, one for all where a block holds the tile. Entries outside of [lo, hi) are not read:
-    those keys get the block of the nearest key inside."""
-    keys = first_key
-    if BLOCK_SIZE < BLOCK_N:
-        keys += tl.arange(0, BLOCK_N)
-    keys = tl.minimum(tl.maximum(keys, lo), hi - 1)
-    return tl.load(table_ptr + keys // BLOCK_SIZE).to(tl.int64)
-
-
-@triton.jit
-def _load_tile(
-    ptr, blocks, first_key, lo, hi, stride_block, stride_slot,
-    D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_SIZE: tl.constexpr,
-):  # fmt: skip
-    """K or V of the keys [first_key, first_key + BLOCK_N), zero outside of [lo, hi): [BLOCK_N, BLOCK_D]."""
-    keys = first_key + tl.arange(0, BLOCK_N)
-    offs_d = tl.arange(0, BLOCK_D)
-    rows = blocks * stride_block + (keys & (BLOCK_SIZE - 1)) * stride_slot
-    mask = ((keys >= lo) & (keys < hi))[:, None]
-    if BLOCK_D != D:
-        mask = mask & (offs_d < D)[None, :]
-    return tl.load(ptr + (rows[:, None] + offs_d[None, :]), mask=mask, other=0.0)
-
-
-@triton.jit
-def _load_scales(
-    ptr, blocks, first_key, lo, hi, K: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_SIZE: tl.constexpr
-):  # fmt: skip
-    """What the tile's keys, or values, are to be multiplied by: [BLOCK_N]."""
-    keys = first_key + tl.arange(0, BLOCK_N)
-    rows = (blocks * BLOCK_SIZE + (keys & (BLOCK_SIZE - 1))) * (2 * K)
-    return tl.load(ptr + rows, mask=(keys >= lo) & (keys < hi), other=0.0)
-
-
-@triton.jit
-def _to_float(tile, DTYPE: tl.constexpr, FP8: tl.constexpr):
-    """A tile as the multiplication wants it. fp8 (e4m3) comes as bytes, and gives 2^-8 of its value if "by bits"."""
-    if FP8 == "native":
-        # To bfloat16 by way of float32 is exact and fast; the direct conversion has a quarter of the speed.
-        tile = tile.to(tl.float8e4nv, bitcast=True).to(tl.float16).to(tl.float32)
-    elif FP8 == "by bits":
-        bits = tile.to(tl.uint16)
-        tile = (((bits & 0x80) << 8) | ((bits & 0x7F) << 7)).to(tl.float16, bitcast=True)
-    elif tile.dtype == tl.int8 and DTYPE == tl.float16:
-        # The float16 of 1152 + x has the bits 0x6480 + x: an addition, where a conversion has a quarter of the speed.
-        tile = (tile.to(tl.int16) + 0x6480).to(tl.float16, bitcast=True) - 1152.0
-    return tile.to(DTYPE)
-
-
-@triton.jit
-def _tree_bits(tree_ptrs, first_draft, num_drafts, mask_m):
-    """Each row's mask of the 64 drafts from `first_draft` on, which may be negative: two words, shifted together."""
-    word = first_draft >> 6
-    shift = (first_draft & 63).to(tl.int64)
-    low = tl.load(tree_ptrs + word, mask=mask_m & (word >= 0) & (word * 64 < num_drafts), other=0)
-    high = tl.load(tree_ptrs + word + 1, mask=mask_m & (word >= -1) & ((word + 1) * 64 < num_drafts), other=0)
-    # A shift by 64 is none, hence by 63 - shift and then by 1. The bits that `high` gives are the sign's in `low`.
-    from_high = (tl.full([], -1, tl.int64) << (63 - shift)) << 1
-    return ((low >> shift) & ~from_high) | ((high << (63 - shift)) << 1)
-
-
-@triton.jit
-def _mask_scores(
-    qk, first_key, pos, hi, window, first_new, tree_ptrs, mask_m,
-    BLOCK_N: tl.constexpr, HAS_WINDOW: tl.constexpr, HAS_TREE: tl.constexpr,
-):  # fmt: skip
-    """Scores, and -inf where a row does not see a key."""
-    offs_n = tl.arange(0, BLOCK_N)[None, :]
-    keys = first_key + offs_n
-    if HAS_TREE:
-        drafts = first_key - first_new
-        bits = _tree_bits(tree_ptrs, drafts, hi - first_new, mask_m)
-        if BLOCK_N > 64:
-            tl.static_assert(BLOCK_N == 128)
-            more = _tree_bits(tree_ptrs, drafts + 64, hi - first_new, mask_m)
-            bits = tl.where(offs_n < 64, bits[:, None], more[:, None])
-        else:
-            bits = bits[:, None]
-        seen = (keys < first_new) | ((((bits >> (offs_n & 63)) & 1) != 0) & (keys < hi))
-    else:
-        seen = keys <= pos[:, None]
-        if HAS_WINDOW:
-            seen = seen & (keys > pos[:, None] - window)
-    return tl.where(seen, qk, float("-inf"))
-
-
-@triton.jit
-def _softmax_step(qk, m_i, l_i, GUARD: tl.constexpr):
-    """Online softmax, base 2 (FlashAttention-2, arXiv 2307.08691, section 3.1): weights of this tile against the new
-    maximum, and the factor of what was summed before. GUARD: a row may have seen no key yet."""
-    m_new = tl.maximum(m_i, tl.max(qk, 1))
-    m_ref = m_new
-    if GUARD:
-        m_ref = tl.where(m_new == float("-inf"), 0.0, m_new)
-    p = tl.math.exp2(qk - m_ref[:, None])
-    alpha = tl.math.exp2(m_i - m_ref)
-    return p, alpha, m_new, tl.fma(l_i, alpha, tl.sum(p, 1))
-
-
-@triton.jit
-def _attend(
-    acc, m_i, l_i, q, k_ptr, v_ptr, scales_ptr, table_ptr, first, end, lo, hi, pos, mask_m, window, first_new, tree_ptrs,
-    qk_scale, stride_block, stride_slot, K: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_N: tl.constexpr,
-    BLOCK_SIZE: tl.constexpr, MASKED: tl.constexpr, HAS_WINDOW: tl.constexpr, HAS_TREE: tl.constexpr,
-    HAS_SCALES: tl.constexpr, FP8: tl.constexpr,
-):  # fmt: skip
-    """Keys [first, end), a tile at a time. The table is read a tile ahead, so that no copy waits for its address."""
-    blocks = _find_blocks(table_ptr, first, lo, hi, BLOCK_N, BLOCK_SIZE)
-    for key in range(first, end, BLOCK_N):
-        k = _load_tile(k_ptr, blocks, key, lo, hi, stride_block, stride_slot, D, BLOCK_D, BLOCK_N, BLOCK_SIZE)
-        v = _load_tile(v_ptr, blocks, key, lo, hi, stride_block, stride_slot, D, BLOCK_D, BLOCK_N, BLOCK_SIZE)
-        if HAS_SCALES:
-            k_scale = _load_scales(scales_ptr, blocks, key, lo, hi, K, BLOCK_N, BLOCK_SIZE)
-            v_scale = _load_scales(scales_ptr + K, blocks, key, lo, hi, K, BLOCK_N, BLOCK_SIZE)
-            if FP8 == "by bits":
-                k_scale *= 256.0
-                v_scale *= 256.0
-        blocks = _find_blocks(table_ptr, key + BLOCK_N, lo, hi, BLOCK_N, BLOCK_SIZE)
-        qk = tl.dot(q, tl.trans(_to_float(k, q.dtype, FP8)), input_precision="ieee")
-        if HAS_SCALES:
-            qk = tl.fma(qk, (k_scale * qk_scale)[None, :], 0.0)
-        else:
-            qk = tl.fma(qk, qk_scale, 0.0)
-        if MASKED:
-            qk = _mask_scores(qk, key, pos, hi, window, first_new, tree_ptrs, mask_m, BLOCK_N, HAS_WINDOW, HAS_TREE)
-        p, alpha, m_i, l_i = _softmax_step(qk, m_i, l_i, HAS_WINDOW or HAS_TREE)
-        if HAS_SCALES:
-            p = p * v_scale[None, :]
-        acc = acc * alpha[:, None]
-        acc = tl.dot(p.to(q.dtype), _to_float(v, q.dtype, FP8), acc, input_precision="ieee")
-    return acc, m_i, l_i
-
-
-@triton.jit
-def _attend_overlapped(
-    acc, m_i, l_i, p, qk, q, k_ptr, v_ptr, table_ptr, first, end, lo, hi, pos, mask_m, window, first_new, tree_ptrs,
-    qk_scale, stride_block, stride_slot, D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_N: tl.constexpr,
-    BLOCK_SIZE: tl.constexpr, MASKED: tl.constexpr, HAS_WINDOW: tl.constexpr, HAS_TREE: tl.constexpr,
-):  # fmt: skip
-    """The same with the two products of a tile in different rounds: a round adds the V of the tile before, starts the
-    scores of the tile after, and takes its own tile's softmax while those are in flight.
-
-    `p` enters as the weights of the tile before `first`, `qk` as the scores of the tile at `first`.
-    """
-    blocks_v = _find_blocks(table_ptr, first - BLOCK_N, lo, hi, BLOCK_N, BLOCK_SIZE)
-    blocks_k = _find_blocks(table_ptr, first + BLOCK_N, lo, hi, BLOCK_N, BLOCK_SIZE)
-    for key in range(first, end, BLOCK_N):
-        before, after = key - BLOCK_N, key + BLOCK_N
-        v = _load_tile(v_ptr, blocks_v, before, lo, hi, stride_block, stride_slot, D, BLOCK_D, BLOCK_N, BLOCK_SIZE)
-        k = _load_tile(k_ptr, blocks_k, after, lo, hi, stride_block, stride_slot, D, BLOCK_D, BLOCK_N, BLOCK_SIZE)
-        blocks_v = _find_blocks(table_ptr, key, lo, hi, BLOCK_N, BLOCK_SIZE)
-        blocks_k = _find_blocks(table_ptr, after + BLOCK_N, lo, hi, BLOCK_N, BLOCK_SIZE)
-        acc = tl.dot(p.to(q.dtype), v, acc)
-        # Done with before the next product starts: otherwise its registers are copied while in flight, which serialises.
-        qk = tl.fma(qk, qk_scale, 0.0)
-        qk_after = tl.dot(q, tl.trans(k))
-        if MASKED:
-            qk = _mask_scores(qk, key, pos, hi, window, first_new, tree_ptrs, mask_m, BLOCK_N, HAS_WINDOW, HAS_TREE)
-        p, alpha, m_i, l_i = _softmax_step(qk, m_i, l_i, HAS_WINDOW or HAS_TREE)
-        acc = acc * alpha[:, None]
-        qk = qk_after
-    return acc, m_i, l_i, p, qk
 
 
 @triton.jit(do_not_specialize=["window", "num_requests", "num_tiles", "stride_table", "stride_tree"])
@@ -279,8 +115,8 @@ def _prefill_attention(
     m_i = tl.full([BLOCK_M], float("-inf"), tl.float32)
     l_i = tl.zeros([BLOCK_M], tl.float32)
     if OVERLAP:
-        blocks = _find_blocks(table_ptr, start, lo, hi, BLOCK_N, BLOCK_SIZE)
-        k = _load_tile(k_ptr, blocks, start, lo, hi, stride_block, stride_slot, D, BLOCK_D, BLOCK_N, BLOCK_SIZE)
+        blocks = find_blocks(table_ptr, start, lo, hi, BLOCK_N, BLOCK_SIZE)
+        k = load_tile(k_ptr, blocks, start, lo, hi, stride_block, stride_slot, D, BLOCK_D, BLOCK_N, BLOCK_SIZE)
         qk = tl.dot(q, tl.trans(k))
         p = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
     # Masks where the window begins, none in between, masks on the diagonal.
@@ -292,21 +128,21 @@ def _prefill_attention(
         else:
             first, end = full_end, hi
         if OVERLAP:
-            acc, m_i, l_i, p, qk = _attend_overlapped(
+            acc, m_i, l_i, p, qk = attend_overlapped(
                 acc, m_i, l_i, p, qk, q, k_ptr, v_ptr, table_ptr, first, end, lo, hi, pos, mask_m, window, first_new,
                 tree_ptrs, qk_scale, stride_block, stride_slot, D, BLOCK_D, BLOCK_N, BLOCK_SIZE, phase != 1, HAS_WINDOW,
                 HAS_TREE,
             )  # fmt: skip
         else:
-            acc, m_i, l_i = _attend(
+            acc, m_i, l_i = attend(
                 acc, m_i, l_i, q, k_ptr, v_ptr, scales_ptr, table_ptr, first, end, lo, hi, pos, mask_m, window,
                 first_new, tree_ptrs, qk_scale, stride_block, stride_slot, K, D, BLOCK_D, BLOCK_N, BLOCK_SIZE,
                 phase != 1, HAS_WINDOW, HAS_TREE, HAS_SCALES, FP8,
             )  # fmt: skip
     if OVERLAP:
         last = (hi - 1) // BLOCK_N * BLOCK_N
-        blocks = _find_blocks(table_ptr, last, lo, hi, BLOCK_N, BLOCK_SIZE)
-        v = _load_tile(v_ptr, blocks, last, lo, hi, stride_block, stride_slot, D, BLOCK_D, BLOCK_N, BLOCK_SIZE)
+        blocks = find_blocks(table_ptr, last, lo, hi, BLOCK_N, BLOCK_SIZE)
+        v = load_tile(v_ptr, blocks, last, lo, hi, stride_block, stride_slot, D, BLOCK_D, BLOCK_N, BLOCK_SIZE)
         acc = tl.dot(p.to(q.dtype), v, acc)
     if HAS_WINDOW or HAS_TREE:
         # A draft that sees nothing gives 0, and so do rows that are nobody's.
@@ -357,7 +193,7 @@ def prefill_attention(
     if tree_mask is not None and sliding_window is not None:
         raise ValueError(
             f"sliding_window={sliding_window} with a tree of drafts: where a draft stands is not known here; "
-            "draft chains (speculation without a tree) instead"
+            "choose a drafter of chains"
         )
     num_tokens, num_heads, head_dim = q.shape
     _, block_size, _, num_kv_heads, _ = kv_cache.shape
@@ -365,9 +201,8 @@ def prefill_attention(
     num_requests = context_lens.shape[0]
     if out is None:
         out = torch.empty(num_tokens, num_heads, head_dim, dtype=q.dtype, device=q.device)
-    assert (
-        q.stride()[1:] == out.stride()[1:] == (head_dim, 1) and kv_cache.stride(4) == 1 and block_table.stride(1) == 1
-    )
+    assert q.stride()[1:] == out.stride()[1:] == (head_dim, 1)
+    assert kv_cache.stride(4) == block_table.stride(1) == 1
     assert num_heads == group_size * num_kv_heads and block_size & (block_size - 1) == 0
     assert block_table.shape[0] == num_requests == cu_seqlens_q.shape[0] - 1
     assert (kv_scales is None) == (kv_cache.dtype == q.dtype) and (kv_scales is None or kv_scales.is_contiguous())
@@ -376,6 +211,7 @@ def prefill_attention(
     if num_tokens == 0 or num_requests == 0:
         return out
 
+    capability = _capability(q.device)
     if config is None:
         config = choose_config(
             head_dim=head_dim,
@@ -385,14 +221,18 @@ def prefill_attention(
             max_query_len=max_query_len,
             dtype_bytes=q.element_size(),
             quantized=kv_scales is not None,
-            hopper=q.is_cuda and torch.cuda.get_device_capability(q.device)[0] == 9,
+            hopper=capability[0] == 9,
         )
     tokens_per_tile = config.block_m // group_size
     assert tokens_per_tile >= 1, f"a group of {group_size} heads in tiles of {config.block_m} rows"
     one_tile = max_query_len <= tokens_per_tile
+    # Chips from compute capability 8.9 on have an instruction that makes floats of fp8.
+    fp8 = None
+    if kv_cache.dtype == torch.float8_e4m3fn:
+        fp8 = "native" if capability >= (8, 9) else "by bits"
     num_tiles = num_requests if one_tile else num_tokens // tokens_per_tile + num_requests
     _prefill_attention[(num_tiles * num_kv_heads,)](
-        q, kv_cache.view(torch.uint8) if kv_cache.dtype == torch.float8_e4m3fn else kv_cache, kv_scales, tree_mask, block_table, cu_seqlens_q,
+        q, kv_cache.view(torch.uint8) if fp8 else kv_cache, kv_scales, tree_mask, block_table, cu_seqlens_q,
         context_lens, out, scale * math.log2(math.e), sliding_window or 0, num_requests, num_tiles, q.stride(0),
         out.stride(0), block_table.stride(0), 0 if tree_mask is None else tree_mask.stride(0), *kv_cache.stride()[:4],
         **_constants(
@@ -403,7 +243,7 @@ def prefill_attention(
             has_window=sliding_window is not None,
             has_tree=tree_mask is not None,
             has_scales=kv_scales is not None,
-            fp8=_fp8(kv_cache),
+            fp8=fp8,
             one_tile=one_tile,
             config=config,
         ),
@@ -413,11 +253,10 @@ def prefill_attention(
     return out
 
 
-def _fp8(kv_cache: Tensor) -> str | None:
-    """How fp8 becomes float: chips from compute capability 8.9 on have an instruction."""
-    if kv_cache.dtype != torch.float8_e4m3fn:
-        return None
-    return "native" if kv_cache.is_cuda and torch.cuda.get_device_capability(kv_cache.device) >= (8, 9) else "by bits"
+@cache
+def _capability(device: torch.device) -> tuple[int, int]:
+    """Compute capability; of the interpreter none."""
+    return torch.cuda.get_device_capability(device) if device.type == "cuda" else (0, 0)
 
 
 def _constants(
@@ -451,7 +290,7 @@ def _constants(
 
 
 def specialisations() -> Iterator[Specialisation]:
-    """What the engine launches: long prompts and verifications of four tokens, as an H200 and an A100 are given them."""
+    """What the engine launches: long prompts and verifications of four tokens, as an H200 and an A100 get them."""
     for hopper in (True, False):
         for dtype in ("bf16", "fp16"):
             for head_dim in (64, 128, 256):

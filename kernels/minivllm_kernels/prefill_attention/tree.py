@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def pack_tree_mask(mask: Tensor) -> Tensor:
-    """Pack [N, T] bool, T drafts, into [N, W] int64 with W = ceil(T / 64): draft j is bit `j % 64` of word `j // 64`."""
+    """Pack [N, T] bool, T drafts, into [N, ceil(T / 64)] int64: draft j is bit `j % 64` of word `j // 64`."""
     num_words = -(-mask.shape[1] // 64)
     bits = torch.nn.functional.pad(mask.to(torch.int64), (0, num_words * 64 - mask.shape[1]))
     # The bits of a word are disjoint: their sum, modulo 2^64, is their union.

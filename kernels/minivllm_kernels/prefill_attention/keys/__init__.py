@@ -1,0 +1,1 @@
+"""How a program of prefill attention walks over its keys."""
