@@ -100,7 +100,7 @@ def decode_arguments(
     }
 
 
-def decode_arguments_of_shapes(
+def call_of_shapes(
     *,
     dtype: torch.dtype,
     kv_dtype: torch.dtype,
@@ -112,8 +112,8 @@ def decode_arguments_of_shapes(
     max_keys: int,
     sliding_window: int | None = None,
     invariant: bool = False,
-) -> tuple[dict[str, Any], DecodeConfig]:
-    """The arguments for a batch of these shapes on an H200, with tensors that have no memory, and its configuration."""
+) -> dict[str, Any]:
+    """What `paged_decode` is called with for a batch of these shapes on an H200, with tensors that have no memory."""
 
     def empty(*shape: int, dtype: torch.dtype) -> Tensor:
         return torch.empty(shape, dtype=dtype, device="meta")
@@ -122,22 +122,22 @@ def decode_arguments_of_shapes(
     qkv = empty(num_rows, (num_heads + 2 * num_kv_heads) * head_dim, dtype=dtype)
     q = qkv[:, : num_heads * head_dim].unflatten(1, (num_heads, head_dim))
     kv_cache = empty(64, block_size, 2, num_kv_heads, head_dim, dtype=kv_dtype)
-    block_table = empty(num_rows, width, dtype=torch.int32)
+    config = None
     if invariant:
         config = batch_invariant_decode_config(
             max_keys=max_keys, head_dim=_next_power_of_2(head_dim), itemsize=itemsize_of(q, kv_cache)
         )
-    else:
-        config = choose_decode_config(q, kv_cache, block_table, sliding_window)
-    kv_scales = None if kv_dtype == dtype else empty(*kv_cache.shape[:4], dtype=torch.float32)
-    partial = counters = None
-    if config.num_splits > 1:
-        partial, counters = empty(1, dtype=torch.float32), empty(num_rows * num_kv_heads, dtype=torch.int32)
-    arguments = decode_arguments(
-        q, kv_cache, block_table, empty(num_rows, dtype=torch.int32), head_dim**-0.5, sliding_window, kv_scales,
-        empty(num_rows, num_heads, head_dim, dtype=dtype), partial, partial, counters, config,
-    )  # fmt: skip
-    return arguments, config
+    return {
+        "q": q,
+        "kv_cache": kv_cache,
+        "block_table": empty(num_rows, width, dtype=torch.int32),
+        "context_lens": empty(num_rows, dtype=torch.int32),
+        "scale": head_dim**-0.5,
+        "sliding_window": sliding_window,
+        "kv_scales": None if kv_dtype == dtype else empty(*kv_cache.shape[:4], dtype=torch.float32),
+        "counters": empty(num_rows * num_kv_heads, dtype=torch.int32),
+        "config": config,
+    }
 
 
 def _next_power_of_2(n: int) -> int:

@@ -34,21 +34,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from minivllm_kernels.ahead_of_time import Specialisation
+from minivllm_kernels.ahead_of_time import Specialisation, launches_of
 from minivllm_kernels.paged_attention.decode_config import DecodeConfig
 from minivllm_kernels.paged_attention.decode_launch import (
+    call_of_shapes,
     choose_decode_config,
     decode_arguments,
-    decode_arguments_of_shapes,
 )
 
-_TYPES = {
-    torch.float16: "fp16",
-    torch.bfloat16: "bf16",
-    torch.float32: "fp32",
-    torch.int16: "i16",
-    torch.int32: "i32",
-}
 # Probabilities times scales of V are kept this many times larger: in float16 they would lose digits below 6e-5. Scales
 # may be as large as 1023.
 V_UNIT = tl.constexpr(64.0)
@@ -363,35 +356,6 @@ def _paged_decode_kernel(
             )  # fmt: skip
 
 
-def _specialisation(name: str, **shapes: Any) -> Specialisation:
-    """What a batch of these shapes launches on an H200."""
-    arguments, config = decode_arguments_of_shapes(**shapes)
-    types, constants, aligned = {}, {}, []
-    for key, value in {**arguments, "PTX": True}.items():
-        if key.isupper() or value is None:
-            constants[key] = value
-        elif isinstance(value, Tensor):
-            types[key] = f"*{_TYPES[value.dtype]}"
-            aligned.append(key)
-        elif isinstance(value, int):
-            types[key] = "i32"
-            if value % 16 == 0 and key not in _COUNTERS:
-                aligned.append(key)
-        else:
-            types[key] = "fp32"
-    return Specialisation(
-        name=f"paged_decode-{name}",
-        kernel=_paged_decode_kernel,
-        types=types,
-        constants=constants,
-        aligned=tuple(aligned),
-        num_warps=config.num_warps,
-        num_stages=config.num_stages,
-        # Rather than give up a third program an SM, ptxas may keep one number on the stack until the keys are done.
-        max_spill_bytes=0 if arguments["kv_scales_ptr"] is None else 8,
-    )
-
-
 def specialisations() -> Iterator[Specialisation]:
     """What is launched for Qwen3-0.6B (G 2), Qwen3-8B (G 4), Llama and others, by dtype and what is special."""
     half, brain, full = torch.float16, torch.bfloat16, torch.float32
@@ -399,7 +363,11 @@ def specialisations() -> Iterator[Specialisation]:
     base["max_keys"] = 4096
 
     def spec(name: str, **changes: Any) -> Specialisation:
-        return _specialisation(name, **{**base, **changes})
+        call = call_of_shapes(**{**base, **changes})
+        # Rather than give up a third program an SM, ptxas may keep one number on the stack until the keys are done.
+        spills = 0 if call["kv_scales"] is None else 8
+        (one,) = launches_of(f"paged_decode-{name}", paged_decode, **call, max_spill_bytes=spills)
+        return one
 
     for name, dtype in (("fp16", half), ("bf16", brain), ("fp32", full)):
         for block_size in (16, 256):
