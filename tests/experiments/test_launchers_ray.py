@@ -261,6 +261,21 @@ def test_a_worker_can_read_its_function_before_it_can_import_anything_of_ours() 
     assert done.stdout.strip() == b"[]"
 
 
+POLICY = '''
+from components import KillsItsJob, Sloth
+
+
+class Numbered(Sloth):
+    """Number 5 ends the worker that it runs under."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def order(self, state, now_s):
+        return (KillsItsJob if self.number == 5 else Sloth).order(self, state, now_s)
+'''
+
+
 def _complete(folder: Path) -> dict[str, object]:
     """Run id -> when it started."""
     rows = (tables.read_table(path).to_pylist()[0] for path in (folder / "runs").glob("*.parquet"))
@@ -269,13 +284,17 @@ def _complete(folder: Path) -> dict[str, object]:
 
 @pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed: pip install 'minivllm[ray]'")
-def test_a_ray_sweep_whose_workers_and_driver_are_killed_loses_nothing(start: Start, tmp_path: Path) -> None:
-    policies = "components.Sloth,components.KillsItsJob"
+def test_a_ray_sweep_whose_worker_and_driver_are_killed_loses_nothing(
+    start: Start, tmp_path: Path, components_folder: Path
+) -> None:
+    # Found by the workers where the driver found it: in the current folder.
+    (tmp_path / "numbered.py").write_text(POLICY, encoding="utf-8")
+    (tmp_path / "components.py").write_text((components_folder / "components.py").read_text(), encoding="utf-8")
     # Two at a time on a machine of any size.
     ray = ("launcher=ray", "launcher.address=local", "launcher.num_cpus=0.5", "launcher.max_tasks=2")
-    sweep = (f"scheduler._target_={policies}", "seed=0,1,2", *ray)
+    sweep = ("scheduler._target_=numbered.Numbered", "+scheduler.number=range(6)", *ray)
     folder = tmp_path / "run"
-    driver = start(tmp_path, *sweep)
+    driver = start(tmp_path, *sweep, cwd=tmp_path)
     deadline_s = time.monotonic() + 120
     while len(_complete(folder)) < 1 or not any((folder / "running").iterdir()):
         assert time.monotonic() < deadline_s and driver.poll() is None, "waited for a point to end and another to run"
@@ -286,7 +305,7 @@ def test_a_ray_sweep_whose_workers_and_driver_are_killed_loses_nothing(start: St
     os.kill(driver.pid, signal.SIGKILL)
     driver.communicate(timeout=60)
     # At once: what the first driver started may still be about to end.
-    last = start(tmp_path, *sweep)
+    last = start(tmp_path, *sweep, cwd=tmp_path)
     assert not psutil.wait_procs(family, timeout=30)[1], "somebody outlived the driver"
     seen = _complete(folder)
     output, _ = last.communicate(timeout=200)
@@ -294,10 +313,11 @@ def test_a_ray_sweep_whose_workers_and_driver_are_killed_loses_nothing(start: St
 
     final = _complete(folder)
     assert seen.items() <= final.items(), "a finished point was lost or run again"
-    assert 0 < len(seen) < len(final) == 3
+    assert 0 < len(seen) < len(final) == 5
     runs = pd.read_parquet(folder / "runs")
-    how = runs.groupby("cfg.scheduler")[["status", "error_type"]].agg(lambda found: "+".join(map(str, set(found))))
-    assert how.loc["components.KillsItsJob"].tolist() == ["crashed", "WorkerCrashedError"]
+    lost = runs[runs["status"] != "ok"]
+    assert lost["cfg.scheduler.number"].tolist() == [5]
+    assert (lost["status"] + lost["error_type"]).tolist() == ["crashedWorkerCrashedError"]
     assert len(runs) == 6 and runs["order_index"].dropna().is_unique
     assert set(runs["design.launcher"]) == {"ray"} and set(runs["design.num_at_once"]) == {2}
     assert not list(folder.rglob("*.tmp"))

@@ -359,14 +359,15 @@ def _specialisation(
         aligned=(*(name for name, kind in types.items() if kind.startswith("*")), *strides),
         num_warps=config.num_warps,
         num_stages=config.num_stages,
-        max_spill_bytes=_max_spill_bytes(config, head_dim, hopper),
+        max_spill_bytes=_max_spill_bytes(config, hopper),
         wgmma=config.block_m >= 64 and dtype != "fp32",
     )
 
 
-def _max_spill_bytes(config: PrefillConfig, head_dim: int, hopper: bool) -> int:
-    """Nothing, but: 256 columns of float32 push what a loop does not change out of registers; an A100's small tiles
-    lack two; and `overlap` fits on Hopper, which it is for, and compiles for sm_80 only to be listed."""
-    if config.overlap:
-        return 512
-    return 128 if head_dim > 128 else 0 if hopper else 16
+def _max_spill_bytes(config: PrefillConfig, hopper: bool) -> int:
+    """Nothing on the chip that a configuration is for, but two registers of an A100's smallest tiles. An H200's large
+    tiles are not launched on an A100, whose products read their operands from registers, and compile for it with more.
+    """
+    if not hopper:
+        return 16
+    return 512 if config.block_m >= 64 else 0
