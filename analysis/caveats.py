@@ -16,15 +16,13 @@ from scipy import stats
 
 from analysis.columns import OK, RUN_KEY
 from analysis.load import Sweep
+from analysis.machine_caveats import column_of, machine_caveats
 from analysis.metrics import METRICS
 from analysis.naming import BASELINE
 from analysis.summary import numbers
 
 # Below this a spread is hardly more than an anecdote.
 FEW_REPEATS = 3
-
-# A sweep alone keeps all cores busy, so a load average of about one a core is its own.
-BUSY_LOAD_PER_CORE = 1.25
 
 # Of all drift tests of a sweep together.
 FALSE_ALARMS = 0.05
@@ -37,12 +35,7 @@ _FEWEST_ROUNDS = 4
 SATURATED = 3.0
 _FEWEST_ARRIVALS = 12
 
-WARMEST_SPREAD_C = 10
-SLOWEST_CLOCK = 0.95
-
-_LOAD = re.compile(r"load_?av", re.IGNORECASE)
 _RATE = re.compile(r"^cfg\.workload\..*rate_rps$")
-_CORES = re.compile(r"cpu_?count|num_cpus|(?<!num_)cores|num_cores", re.IGNORECASE)
 # Differ from run to run by nature and say nothing about the environment being another.
 _RESTLESS = re.compile(r"load_?av|temperature|clock|peak_|free|available|hostname_pid|\bpid\b", re.IGNORECASE)
 
@@ -75,12 +68,12 @@ def caveats(sweep: Sweep, points: pd.DataFrame) -> list[str]:
         made.append(f"No speed-ups where {which if len(base) else f'no point is called {BASELINE}'}.")
     labels = dict(zip(zip(points["sweep"], points["point_id"], strict=True), points["label"], strict=True))
     made += [*contamination(sweep), *saturation(sweep), *_repeats_by_need(finished), *drift(finished, labels)]
-    made += [*_crowded(finished), *_load_average(finished), *_sensors(finished), *_beyond_peaks(finished)]
+    made += machine_caveats(finished)
     differing = [name for name, values in environment(sweep).items() if len(values) > 1 and not is_restless(name)]
     if differing:
         made.append(f"The environment changed within the sweep: {', '.join(f'`{name}`' for name in differing)}.")
     if len(finished):
-        silent = [m.title for m in METRICS if m.key and not numbers(_column(finished, m.column)).notna().any()]
+        silent = [m.title for m in METRICS if m.key and not numbers(column_of(finished, m.column)).notna().any()]
         if silent:
             made.append(f"Not measured in any run: {', '.join(silent)}.")
         workloads = finished.groupby("repeat")["workload_sha256"].nunique()
@@ -170,7 +163,7 @@ def drift(finished: pd.DataFrame, labels: Mapping[tuple[str, str], str] | None =
         labels: of points, by sweep and point id; the id where there is none.
     """
     # Each machine has a clock and troubles of its own, and parts of a sweep that were put together count twice.
-    machine = _column(finished, "env.machine")
+    machine = column_of(finished, "env.machine")
     parts = [
         (sweep, metric.title, _timed(runs, metric.column))
         for (sweep, _), runs in finished.groupby([finished["sweep"], machine], sort=False, dropna=False)
@@ -292,7 +285,7 @@ def _without_means(values: np.ndarray, *groups: np.ndarray) -> np.ndarray:
 
 def _repeats_by_need(finished: pd.DataFrame) -> list[str]:
     """What it means that repeats stopped when the interval was narrow, and where they ran out first."""
-    if not numbers(_column(finished, "design.relative_half_width")).notna().any():
+    if not numbers(column_of(finished, "design.relative_half_width")).notna().any():
         return []
     made = []
     for (metric, width), runs in finished.groupby(["design.repeat_metric", "design.relative_half_width"]):
@@ -308,37 +301,6 @@ def _repeats_by_need(finished: pd.DataFrame) -> list[str]:
                 short += bool(np.expm1(half) > width)
         if short:
             made.append(f"{short} point{'s' * (short > 1)} had all repeats allowed and were still wider than that.")
-    return made
-
-
-def _sensors(finished: pd.DataFrame) -> list[str]:
-    """A GPU that grew warm or slow."""
-
-    def both(what: str, unit: str) -> pd.Series:
-        columns = [_column(finished, f"env.gpu_{what}_{when}_{unit}") for when in ("start", "end")]
-        return pd.concat([numbers(column) for column in columns]).dropna()
-
-    made = []
-    warmth, clock = both("temperature", "c"), numbers(_column(finished, "env.gpu_clock_end_mhz")).dropna()
-    if len(warmth) and np.ptp(warmth) >= WARMEST_SPREAD_C:
-        made.append(
-            f"The GPU was between {warmth.min():.0f} and {warmth.max():.0f} °C warm; sweep.cool_down_s may help."
-        )
-    if len(clock) and clock.min() < SLOWEST_CLOCK * clock.max():
-        made.append(f"The GPU's clock at the end of a run was between {clock.min():.0f} and {clock.max():.0f} MHz.")
-    return made
-
-
-def _beyond_peaks(finished: pd.DataFrame) -> list[str]:
-    """Fractions of a ceiling that is none."""
-    made = []
-    for what, why in (
-        ("mbu", "the model fits into a cache, or the peak was measured while something else ran"),
-        ("mfu", "the peak was measured while something else ran"),
-    ):
-        beyond = int(numbers(_column(finished, f"{what}_fraction")).gt(1).sum())
-        if beyond:
-            made.append(f"{what.upper()} is above 1 in {beyond} of {len(finished)} runs: {why}.")
     return made
 
 
@@ -358,36 +320,3 @@ def environment(sweep: Sweep, prefix: str = "env.") -> dict[str, dict[str, int]]
 def is_restless(name: str) -> bool:
     """Whether an environment value may differ between runs without the environment being another."""
     return bool(_RESTLESS.search(name))
-
-
-def _column(table: pd.DataFrame, name: str) -> pd.Series:
-    return table[name] if name in table else pd.Series(float("nan"), index=table.index)
-
-
-def _crowded(finished: pd.DataFrame) -> list[str]:
-    """Runs of the sweep itself beside each other."""
-    at_once = numbers(_column(finished, "design.num_at_once"))
-    crowded = finished[at_once.gt(1)]
-    if crowded.empty:
-        return []
-    names = ", ".join(sorted(set(crowded["design.launcher"].dropna())))
-    return [
-        f"{len(crowded)} of {len(finished)} runs ran up to {int(at_once.max())} at a time on one machine (launcher "
-        f"{names}): they disturb each other's times, so trust counts and quality, not speeds."
-    ]
-
-
-def _load_average(finished: pd.DataFrame) -> list[str]:
-    env = [column for column in finished.columns if column.startswith("env.")]
-    loads = [column for column in env if _LOAD.search(column)]
-    cores = [column for column in env if _CORES.search(column)]
-    if not loads or not cores:
-        return []
-    load = finished[loads].apply(numbers).max(axis=1)
-    busy = int((load > BUSY_LOAD_PER_CORE * finished[cores].apply(numbers).max(axis=1)).sum())
-    if not busy:
-        return []
-    return [
-        f"{busy} of {len(finished)} runs saw a load average well above the number of cores (up to {load.max():.1f}): "
-        "something else was running, so times may be too long."
-    ]

@@ -204,6 +204,17 @@ def test_a_gpu_that_grows_warm_and_slow_is_named() -> None:
     assert "The environment changed" not in said
 
 
+def test_kernels_compiled_while_requests_were_measured_are_named() -> None:
+    runs = _make_runs(np.random.default_rng(11), num_points=2, num_repeats=1, per_run=0)
+    said = {}
+    for counts in ([3, 0], [0, 0]):
+        runs["num_compilations"] = counts
+        sweep = _make_sweep(runs, [])
+        said[sum(counts)] = "\n".join(caveats(sweep, points(sweep)))
+    assert "3 kernels were compiled while requests were measured, in 1 of 2 runs" in said[3]
+    assert "compiled" not in said[0]
+
+
 def test_more_than_the_peak_is_named() -> None:
     runs = _make_runs(np.random.default_rng(10), num_points=2, num_repeats=1, per_run=0)
     runs["mbu_fraction"], runs["mfu_fraction"] = [1.2, 0.4], [0.5, None]
