@@ -31,13 +31,13 @@ class Need(enum.IntEnum):
 
     ARGMAX = 0
     DRAW = 1
-    # Filters or penalties, too.
+    # Filters or penalties, too, or a look at the logits afterwards.
     ALL = 2
 
     @classmethod
     def of(cls, params: SamplingParams) -> Need:
         filtered = not params.greedy and (params.top_k > 0 or params.top_p < 1 or params.min_p > 0)
-        if filtered or params.penalized:
+        if filtered or params.penalized or params.logprobs is not None:
             return cls.ALL
         return cls.ARGMAX if params.greedy else cls.DRAW
 

@@ -114,7 +114,7 @@ class DeviceRunner:
             sources, targets = upload(places, self.parts.device)
             self.parts.copy_blocks(sources, targets)
 
-    def _decode(self, chunks: Sequence[Chunk], rows: np.ndarray, need: Need) -> tuple[Any, Tensor, Tensor]:
+    def _decode(self, chunks: Sequence[Chunk], rows: np.ndarray, need: Need) -> tuple[Any, Tensor, Tensor | None]:
         """Sampled tokens and logits, padded, and the event before them: after the inputs are on their way, so that a
         device which waits for the host is not taken for a busy one."""
         assert self._step is not None
@@ -277,9 +277,10 @@ class _Logprobs:
     values: Tensor
 
     @classmethod
-    def start(cls, logits: Tensor, sampled: Tensor, asked: list[tuple[int, int]]) -> _Logprobs | None:
+    def start(cls, logits: Tensor | None, sampled: Tensor, asked: list[tuple[int, int]]) -> _Logprobs | None:
         if not asked:
             return None
+        assert logits is not None, "who asks for logprobs needs all"
         rows = upload(np.array([row for row, _ in asked], dtype=np.int64), logits.device)
         ids, values = logprobs(
             logits.index_select(0, rows),

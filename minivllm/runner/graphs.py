@@ -20,7 +20,8 @@ from minivllm.runner.device_rows import Need
 class _Captured:
     graph: Any
     sampled: Tensor
-    logits: Tensor
+    # Kept only where somebody may look at them, for what is kept cannot be shared with the other graphs.
+    logits: Tensor | None
 
 
 class DecodeGraphs:
@@ -49,11 +50,13 @@ class DecodeGraphs:
                     graph.capture_begin(pool)
                     sampled, logits = step.compute(size, need)
                     graph.capture_end()
-                self._captured[size, need] = _Captured(graph=graph, sampled=sampled, logits=logits)
+                kept = logits if need is Need.ALL else None
+                self._captured[size, need] = _Captured(graph=graph, sampled=sampled, logits=kept)
+                del logits
         torch.cuda.synchronize()
 
-    def replay(self, size: int, need: Need) -> tuple[Tensor, Tensor]:
-        """As `DecodeStep.compute`; the tensors hold until the next replay."""
+    def replay(self, size: int, need: Need) -> tuple[Tensor, Tensor | None]:
+        """As `DecodeStep.compute`, with logits only where the need is all; the tensors hold until the next replay."""
         captured = self._captured[size, need]
         captured.graph.replay()
         return captured.sampled, captured.logits
