@@ -359,15 +359,8 @@ def _specialisation(
         aligned=(*(name for name, kind in types.items() if kind.startswith("*")), *strides),
         num_warps=config.num_warps,
         num_stages=config.num_stages,
-        max_spill_bytes=_max_spill_bytes(config, hopper),
+        # Two registers of an A100's smallest tiles; no more, and nothing at all on a Hopper.
+        max_spill_bytes=0 if hopper else 16,
         wgmma=config.block_m >= 64 and dtype != "fp32",
+        architectures=(90,) if hopper else (80,),
     )
-
-
-def _max_spill_bytes(config: PrefillConfig, hopper: bool) -> int:
-    """Nothing on the chip that a configuration is for, but two registers of an A100's smallest tiles. An H200's large
-    tiles are not launched on an A100, whose products read their operands from registers, and compile for it with more.
-    """
-    if not hopper:
-        return 16
-    return 512 if config.block_m >= 64 else 0
