@@ -21,8 +21,8 @@ from minivllm_kernels.sample.arithmetic.kernel import uniform_below, weights_of
 from minivllm_kernels.sample.kernel import SampleConfig, SamplingState, argmax, logprobs, sample
 from minivllm_kernels.sample.reference import argmax_reference, sample_reference, uniform_reference
 
-# Several chunks of a small vocabulary, and lists longer than what stays in registers.
-_CONFIG = SampleConfig(block=32, num_bins=32, resident=16, num_warps=1, splits=2)
+# Several chunks of a small vocabulary; wide bins, so that thresholds lie in lists longer than what stays in registers.
+_CONFIG = SampleConfig(block=32, num_bins=4, resident=16, num_warps=1, splits=2)
 
 _KINDS = [
     SamplingParams(temperature=0.0),
@@ -197,6 +197,13 @@ def test_of_equals_top_p_keeps_the_first_and_top_k_keeps_all() -> None:
     assert _sample(logits, state, _NO_TOKENS, [0, 1], [0, 0], penalties=False) == [34, 69]
 
 
+def test_min_p_keeps_what_is_exactly_at_its_limit() -> None:
+    logits = torch.tensor([[0.0, 0.0, -0.1, -3.0]]).repeat(3, 1)
+    params = [SamplingParams(min_p=1.0), SamplingParams(min_p=1.0, top_p=0.9), SamplingParams(min_p=1.0, top_k=3)]
+    state = _make_state(params, [_late_seed()] * 3)
+    assert _sample(logits, state, _NO_TOKENS, [0, 1, 2], [0] * 3, penalties=False) == [1, 1, 1]
+
+
 def test_a_row_draws_the_same_alone_in_other_company_and_cut_otherwise() -> None:
     params = [SamplingParams(), SamplingParams(top_p=0.7), SamplingParams(top_k=9)]
     logits, state = _make_logits(3, 90), _make_state(params, [5, 6, 7])
@@ -206,6 +213,21 @@ def test_a_row_draws_the_same_alone_in_other_company_and_cut_otherwise() -> None
     ]
     whole = SampleConfig(block=128, num_bins=64, resident=128, num_warps=1)
     assert together == _sample(logits, state, _NO_TOKENS, [0, 1, 2], [4, 5, 6], config=whole, penalties=False)
+
+
+def test_repetition_looks_at_the_prompt_and_the_others_at_the_output_only() -> None:
+    # Token 0 is in the prompt, 1 twice in the output, 2 lies beyond what is known; 3 never occurs.
+    tokens = torch.tensor([[0, 0, 1, 1, 2]], dtype=torch.int32)
+    params = [SamplingParams(temperature=0.0, repetition_penalty=2.0, presence_penalty=0.25, frequency_penalty=0.5)]
+    state = _make_state(params, [0], num_prompt_tokens=2)
+    # 2 / 2 = 1 in the prompt; 4.5 / 2 - 0.25 - 2 * 0.5 = 1 in the output; -0.5 * 2 = -1.
+    for others, expected in (
+        ([2.0, 4.0, 0.9, 0.9], 0),
+        ([2.0, 4.625, 0.9, 0.9], 1),
+        ([2.0, 4.5, 1.0, 1.125], 3),
+        ([-0.5, -9.0, -0.875, -1.125], 2),
+    ):
+        assert _sample(torch.tensor([others]), state, tokens, [0], [4], filters=False) == [expected]
 
 
 def test_promises_change_no_row_that_keeps_them() -> None:

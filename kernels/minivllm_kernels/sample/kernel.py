@@ -13,10 +13,13 @@ result is bitwise its own. Six launches at most, none of which waits for the hos
 Greedy rows leave after `survey`'s maximum; rows that only scale by a temperature read their logits once there, and one
 chunk of them in `draw`. What no row needs, the caller may leave out of the graph: 2, 4 or 6 launches.
 
-Floors at 64 rows of 151,936 float32 logits on an H200 (39 MB: 9 us from memory, about 7 from L2 afterwards; the
-exponentials 12 us wherever they are taken): temperature alone 12 us + 4 for `draw`; with top-k or top-p 12 + 20
-(histogram: some 55 instructions a logit) + 13 + 6 for `draw`, whose bisection is a chain of some 15 short steps. One
-row: a launch and a wait for memory each, 2 to 6 us a launch. These are estimates from bytes and instructions.
+Estimated, not yet measured, at 64 rows of 151,936 float32 logits on an H200 (39 MB a reading: 9 us from memory, some 7
+from L2 afterwards, where they fit; exponentials: 12 us wherever they are taken):
+
+- temperature alone reads them once: 12 us, and 4 for `draw`;
+- top-k or top-p read them three times, 117 MB: 12 us, 20 (histogram: some 55 instructions a logit), 15, and 6 to 30 for
+  `draw`, whose bisection is a chain of some 15 short steps, longer ones the flatter a row is at its threshold;
+- one row costs a launch and a wait for memory each: 5 us for a temperature, 10 to 20 with a threshold.
 """
 
 from __future__ import annotations

@@ -41,8 +41,8 @@ class SampleConfig:
 
     Args:
         block: tokens of a chunk, one program each; a power of two, at most 32768. The same for every batch size.
-        num_bins: of the coarse histogram; a power of two, 32 or more. Its cost grows with them, the lists shrink.
-        resident, width: list entries that the last kernel keeps in registers, and of one chunk at most; further ones
+        num_bins: of the coarse histogram; a power of two. Its cost grows with them, the lists shrink.
+        resident, width: list entries that the last kernel keeps in registers, in all and of one chunk; further ones
             are read again in each step.
         num_warps: of all kernels that see a chunk.
         splits: programs that share the tokens of a penalized row.
