@@ -64,14 +64,15 @@ def check_aa(folder: Path, num_sweeps: int, repeats: int) -> None:
     print(f"    ratios from {min(ratios):.3f} to {max(ratios):.3f}")
 
 
-def check_planted(folder: Path, num_pairs: int, num_cases: int) -> None:
+def check_planted(folder: Path, num_pairs: int, num_cases: int, num_requests: int) -> None:
     loaded = sweep(
         folder,
-        "planted",
+        f"planted-{num_requests}",
         "experiment=aa",
         "label=null",
         "attention._target_=planted.SlowerAttention",
         "+attention.slow_down=0,0.05",
+        f"workload.num_requests={num_requests}",
         f"repeats={num_pairs}",
     )
     values = repeats_of(loaded, _METRIC).dropna()
@@ -113,9 +114,11 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=8, help="pairs of each A/A sweep")
     parser.add_argument("--pairs", type=int, default=100, help="pairs of the planted study")
     parser.add_argument("--cases", type=int, default=400, help="pilots drawn from them")
+    parser.add_argument("--requests", type=int, default=24, help="of a run of the planted study: how long it takes")
     args = parser.parse_args()
-    check_aa(args.folder, args.sweeps, args.repeats)
-    check_planted(args.folder, args.pairs, args.cases)
+    if args.sweeps:
+        check_aa(args.folder, args.sweeps, args.repeats)
+    check_planted(args.folder, args.pairs, args.cases, args.requests)
 
 
 if __name__ == "__main__":
