@@ -23,7 +23,7 @@ _RUNS = (
     "num_draft_tokens num_accepted_tokens acceptance_rate acceptance_length "
     "energy_j energy_per_output_token_j cost_per_million_output_tokens energy_source kernels mbu_fraction mfu_fraction "
     "counted_bytes counted_flops step_schedule_mean_s step_run_mean_s step_commit_mean_s step_client_mean_s "
-    "host_fraction "
+    "host_fraction step_device_mean_s device_idle_fraction num_compilations "
     "perplexity kl_mean_nats top1_agreement_fraction token_agreement_fraction"
 )
 _REQUESTS = (
@@ -32,10 +32,10 @@ _REQUESTS = (
     "finish_reason slo_met prompt_sha256 output_sha256"
 )
 _STEPS = (
-    "run_id step start_s duration_s schedule_s run_s commit_s client_s num_prefill_tokens num_decode_tokens "
+    "run_id step start_s duration_s schedule_s run_s commit_s client_s device_s num_prefill_tokens num_decode_tokens "
     "num_draft_tokens num_accepted_tokens num_running num_waiting kv_blocks_used kv_blocks_cached num_evictions "
     "num_preemptions kv_slots_unused kv_utilization_fraction kv_fragmentation_fraction process_bytes "
-    "counted_bytes counted_flops"
+    "counted_bytes counted_flops num_compilations"
 )
 _QUALITY = "run_id item_id num_tokens nll_sum_nats kl_sum_nats top1_matches first_divergence task task_correct"
 
