@@ -165,7 +165,7 @@ def test_logits_that_are_no_numbers_end_that_request_alone(folder: Path, caplog:
     assert broken.finish_reason == "error" and "logits for position 3 are NaN or infinite" in broken.error
     assert "try execution.dtype=float32" in caplog.text
     # Its blocks came back clean.
-    assert bool(torch.isfinite(llm.engine.runner.kv_cache).all())
+    assert bool(torch.isfinite(llm.engine.runner.parts.kv_cache).all())
     assert llm.generate(good, _greedy())[0].outputs[0].token_ids == wanted
 
 
