@@ -18,7 +18,7 @@ from minivllm.runner.rows import Rows
 from minivllm.sampling.random import fold_seed
 from minivllm.sampling_params import SamplingParams
 from minivllm.transfer import upload
-from minivllm_kernels.prepare_inputs.kernel import scatter_table_, store_tokens_
+from minivllm_kernels.prepare_inputs.kernel import gather_tokens, scatter_table_, store_tokens_
 from minivllm_kernels.sample.kernel import SamplingState, argmax, sample
 
 # Of the parameters, float64 (what a CPU would compute with) and int32.
@@ -100,6 +100,26 @@ class DeviceRows:
             entries[2, start:end] = update.block_ids
         rows, columns, values = upload(entries, self._device)
         scatter_table_(self.block_table, rows, columns, values)
+
+    def gather(self, token_rows: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """Of packed tokens, given by row [N] int32 (-1 pads) and position [N] int64: ids and slots, [N] int64 each."""
+        token_ids, slots = torch.empty_like(positions), torch.empty_like(positions)
+        gather_tokens(
+            self.tokens,
+            self.block_table,
+            token_rows,
+            positions,
+            block_size=self._rows.block_size,
+            token_ids=token_ids,
+            slot_mapping=slots,
+        )
+        return token_ids, slots
+
+    def warm_up(self) -> None:
+        """Launch for a row of nobody what adding and gathering rows launches."""
+        nobody = torch.full((1,), -1, dtype=torch.int32, device=self._device)
+        scatter_table_(self.block_table, nobody, nobody, nobody)
+        self.gather(nobody, torch.zeros(1, dtype=torch.int64, device=self._device))
 
     def sample_(self, logits: Tensor, rows: Tensor, positions: Tensor, need: Need, sampled: Tensor) -> None:
         """Choose each row's next token, and keep it in its row.

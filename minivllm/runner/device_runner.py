@@ -29,7 +29,6 @@ from minivllm.runner.parts import Parts
 from minivllm.runner.rows import Rows
 from minivllm.transfer import download, upload
 from minivllm_kernels.compilations import num_compilations
-from minivllm_kernels.prepare_inputs.kernel import gather_tokens
 from minivllm_kernels.sample.kernel import logprobs
 
 
@@ -134,16 +133,7 @@ class DeviceRunner:
         token_rows = upload(packed.token_rows.astype(np.int32), device)
         positions = upload(packed.positions, device)
         begun = self._record()
-        token_ids, slots = torch.empty_like(positions), torch.empty_like(positions)
-        gather_tokens(
-            self._device_rows.tokens,
-            self._device_rows.block_table,
-            token_rows,
-            positions,
-            block_size=self._rows.block_size,
-            token_ids=token_ids,
-            slot_mapping=slots,
-        )
+        token_ids, slots = self._device_rows.gather(token_rows, positions)
         samples = upload(packed.sample_indices, device)
         batch = PackedBatch(
             token_ids=token_ids,
@@ -180,6 +170,7 @@ class DeviceRunner:
 
         The steps made up for it have rows of nobody: they write nowhere, and read the pool's first block.
         """
+        self._device_rows.warm_up()
         max_rows, most_blocks = self._rows.block_table.shape
         longest = min(config.scheduler.max_num_batched_tokens, self.max_model_len)
         if isinstance(self._attention, TritonAttention):
