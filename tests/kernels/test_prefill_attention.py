@@ -190,6 +190,16 @@ def test_nothing_to_do_writes_nothing(lens) -> None:
     assert _run(_make_batch(lens, num_nobodys=2), max_query_len=0).shape[0] == 0
 
 
+@pytest.mark.parametrize("config", [SMALL, OVERLAPPED], ids=["plain", "overlapped"])
+def test_a_row_without_a_context_pads_the_batch_and_is_zero(config) -> None:
+    batch = _make_batch([(1, 18), (1, 1), (1, 0)])
+    ours = _run(batch, config=config)
+    real = {"q": batch.q[:2], "cu_seqlens_q": batch.cu_seqlens_q[:3]}
+    real |= {"block_table": batch.block_table[:2], "context_lens": batch.context_lens[:2]}
+    _assert_close(replace(batch, **real), ours[:2])
+    assert (ours[2] == 0).all()
+
+
 def test_without_a_configuration_the_shapes_choose_it() -> None:
     batch = _make_batch([(3, 30)], head_dim=40, dtype=torch.float16)
     _assert_close(batch, _run(batch, config=None))
