@@ -131,7 +131,10 @@ class TritonAttention:
         """As `attend`, with this step's K/V in the cache already."""
         shape, num_tokens = self.shape, qkv.shape[0]
         q = qkv[:, : self._q_size].view(num_tokens, shape.num_heads, shape.head_dim)
-        out = torch.empty((num_tokens, shape.num_heads, shape.head_dim), dtype=qkv.dtype, device=qkv.device)
+        # The prefill kernel leaves padding rows of a decode step alone, and what is in memory must not go through the
+        # layers; the decode kernel writes zeros there.
+        make = torch.zeros if shape.batch_invariant else torch.empty
+        out = make((num_tokens, shape.num_heads, shape.head_dim), dtype=qkv.dtype, device=qkv.device)
         decodes, prefills = metadata.decodes, metadata.prefills
         window, num_decodes = shape.sliding_windows[layer], 0
         if decodes is not None:

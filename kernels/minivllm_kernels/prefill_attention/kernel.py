@@ -70,7 +70,9 @@ def _prefill_attention(
     first_token = 0
     if not ONE_TILE:
         first_token = (tile - (first_query // TOKENS + request)) * TOKENS
-    if first_token >= num_queries:
+    context_len = tl.load(context_lens_ptr + request)
+    # A query without a context, not even its own key, pads the batch.
+    if (first_token >= num_queries) | (context_len == 0):
         return
 
     # Row m is token m // G of the tile and head m % G of the group.
@@ -81,12 +83,6 @@ def _prefill_attention(
     mask_q = mask_m[:, None] & (offs_d < D)[None, :]
     rows = (first_query + tokens).to(tl.int64)
     columns = (head * G + offs_m % G) * D
-    out_ptrs = out_ptr + ((rows * stride_out + columns)[:, None] + offs_d[None, :])
-    context_len = tl.load(context_lens_ptr + request)
-    if context_len == 0:
-        # Queries without a context, not even their own keys, pad the batch.
-        tl.store(out_ptrs, tl.zeros([BLOCK_M, BLOCK_D], out_ptr.dtype.element_ty), mask=mask_q)
-        return
     q = tl.load(q_ptr + ((rows * stride_q + columns)[:, None] + offs_d[None, :]), mask=mask_q, other=0.0)
 
     # Keys [lo, hi) are seen by some row, keys [full, full_end) by all, and `start` begins lo's tile.
@@ -152,6 +148,7 @@ def _prefill_attention(
         # A draft that sees nothing gives 0, and so do rows that are nobody's.
         l_i = tl.where(l_i == 0.0, 1.0, l_i)
     acc = acc * (1.0 / l_i)[:, None]
+    out_ptrs = out_ptr + ((rows * stride_out + columns)[:, None] + offs_d[None, :])
     tl.store(out_ptrs, acc.to(out_ptr.dtype.element_ty), mask=mask_q)
 
 
@@ -178,7 +175,7 @@ def prefill_attention(
             a power of two; this step's K and V are in it.
         block_table: [R, width] int32. Entries beyond a context, or before its window, are not read.
         cu_seqlens_q: [R + 1] int32.
-        context_lens: [R] int32; 0 is a padding row, whose output is 0.
+        context_lens: [R] int32; 0 is a padding row, whose output is not written.
         max_query_len: at least the queries of any request; the host's own count.
         scale: multiplies the scores.
         sliding_window: keys that a query sees, itself included; None is all.
