@@ -14,7 +14,6 @@ from torch import Tensor
 
 from minivllm_kernels.paged_attention.decode_config import (
     DecodeConfig,
-    batch_invariant_decode_config,
     block_n_for,
     decode_config,
 )
@@ -281,18 +280,6 @@ def test_a_row_does_not_depend_on_what_shares_the_batch() -> None:
     together = batch.decode(config)
     for row in range(4):
         assert torch.equal(batch.row(row, width=9).decode(config)[0], together[row])
-
-
-@settings(max_examples=200)
-@given(context_len=st.integers(1, 40_000), max_keys=st.integers(1, 80_000), head_dim=st.sampled_from([32, 128, 256]))
-def test_the_invariant_config_splits_a_context_alike_in_any_table(
-    context_len: int, max_keys: int, head_dim: int
-) -> None:
-    max_keys = max(max_keys, context_len)
-    narrow = batch_invariant_decode_config(max_keys=context_len, head_dim=head_dim, itemsize=2)
-    wide = batch_invariant_decode_config(max_keys=max_keys, head_dim=head_dim, itemsize=2)
-    assert narrow.block_n == wide.block_n
-    assert _split_tiles(narrow, context_len) == _split_tiles(wide, context_len)
 
 
 def _split_tiles(config: DecodeConfig, context_len: int) -> int:

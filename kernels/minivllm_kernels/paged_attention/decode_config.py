@@ -91,24 +91,6 @@ def decode_config(*, num_pairs: int, max_keys: int, head_dim: int, itemsize: int
     )
 
 
-@lru_cache(maxsize=256)
-def batch_invariant_decode_config(*, max_keys: int, head_dim: int, itemsize: int) -> DecodeConfig:
-    """The same for every batch: splits of 256 keys, longer ones only where a context has more than 32 of them.
-
-    `max_keys` spares launches where contexts are short; it does not change how a context is split.
-    """
-    size, most = 256, 32
-    num_splits = max(1, min(-(-max_keys // size), most))
-    return DecodeConfig(
-        block_n=block_n_for(head_dim, itemsize),
-        num_splits=num_splits,
-        even_splits=num_splits,
-        min_split_size=size,
-        # No limit.
-        max_split_size=1 << 30,
-    )
-
-
 @cache
 def num_sms_of(device: torch.device) -> int:
     """SMs of a GPU, asked once; an H200's where there is no GPU."""

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from minivllm_kernels.paged_attention.decode_config import (
     DecodeConfig,
-    batch_invariant_decode_config,
     decode_config,
     num_sms_of,
 )
@@ -111,7 +110,6 @@ def call_of_shapes(
     block_size: int,
     max_keys: int,
     sliding_window: int | None = None,
-    invariant: bool = False,
 ) -> dict[str, Any]:
     """What `paged_decode` is called with for a batch of these shapes on an H200, with tensors that have no memory."""
 
@@ -122,11 +120,6 @@ def call_of_shapes(
     qkv = empty(num_rows, (num_heads + 2 * num_kv_heads) * head_dim, dtype=dtype)
     q = qkv[:, : num_heads * head_dim].unflatten(1, (num_heads, head_dim))
     kv_cache = empty(64, block_size, 2, num_kv_heads, head_dim, dtype=kv_dtype)
-    config = None
-    if invariant:
-        config = batch_invariant_decode_config(
-            max_keys=max_keys, head_dim=_next_power_of_2(head_dim), itemsize=itemsize_of(q, kv_cache)
-        )
     return {
         "q": q,
         "kv_cache": kv_cache,
@@ -136,7 +129,6 @@ def call_of_shapes(
         "sliding_window": sliding_window,
         "kv_scales": None if kv_dtype == dtype else empty(*kv_cache.shape[:4], dtype=torch.float32),
         "counters": empty(num_rows * num_kv_heads, dtype=torch.int32),
-        "config": config,
     }
 
 

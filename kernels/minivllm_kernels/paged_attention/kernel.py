@@ -386,4 +386,3 @@ def specialisations() -> Iterator[Specialisation]:
     yield spec("fp16-D128-G2-B256-unsplit", num_rows=64, max_keys=1024)
     yield spec("fp16-D128-G2-B1", block_size=1)
     yield spec("bf16-D128-G4-B16-W4096", dtype=brain, kv_dtype=brain, group_size=4, block_size=16, sliding_window=4096)
-    yield spec("bf16-D128-G2-B16-invariant", dtype=brain, kv_dtype=brain, block_size=16, invariant=True)
