@@ -3,7 +3,11 @@
 What a launch would be compiled for is what Triton itself says of its arguments: types, constants, and which integers
 and pointers 16 divides. So it can be told whether a step of some load would have to compile what the warm-up did not.
 Run as a program, with TRITON_INTERPRET unset: prints the launches of the load that the warm-up did not have, a line
-each, and how many it had.
+each, and how many it had. A fifth argument is a member of conf/model with a shape, one layer of which is taken, for 256
+requests:
+
+    PYTHONPATH=.:kernels:tests/support python tests/support/recorded_launches.py /tmp 16 False float16 \\
+        conf/model/random_qwen3_0_6b.yaml
 """
 
 from __future__ import annotations
@@ -17,6 +21,7 @@ from typing import Any
 
 import torch
 import triton
+import yaml
 from tiny import VOCAB_SIZE, save_tiny_llama
 from triton.backends.compiler import GPUTarget
 from triton.compiler import make_backend
@@ -46,6 +51,7 @@ def _stand_in_for_the_gpu() -> None:
     triton_support.is_interpreted = lambda: True
     # Nothing is computed, and what is read back must be a token.
     torch.empty, torch.empty_like = torch.zeros, torch.zeros_like
+    torch.nn.functional.linear = lambda x, weight, bias=None: torch.zeros(x.shape[0], weight.shape[0], dtype=x.dtype)
     for name in ("synchronize", "reset_peak_memory_stats"):
         setattr(torch.cuda, name, lambda: None)
     torch.cuda.Event = lambda enable_timing: SimpleNamespace(
@@ -53,21 +59,25 @@ def _stand_in_for_the_gpu() -> None:
     )
 
 
-def main(folder: Path, block_size: int, batch_invariant: bool, dtype: str) -> None:
+def main(folder: Path, block_size: int, batch_invariant: bool, dtype: str, member: str | None = None) -> None:
     """Warm up, remember what was launched, serve a load of all kinds of requests, and tell what came on top."""
     _stand_in_for_the_gpu()
-    shape = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32, "max_position_embeddings": 2048}
-    save_tiny_llama(folder, **shape)
+    options: dict[str, Any] = {"max_num_seqs": 13, "max_num_batched_tokens": 1024}
+    if member is None:
+        shape = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32, "max_position_embeddings": 2048}
+        options["path"] = str(save_tiny_llama(folder, **shape))
+    else:
+        shape = yaml.safe_load(Path(member).read_text(encoding="utf-8"))["shape"] | {"num_hidden_layers": 1}
+        options = {"weights": "random", "shape": shape, "max_num_seqs": 256, "max_num_batched_tokens": 8192}
     llm = LLM(
-        str(folder),
         kernels="triton",
         dtype=dtype,
         block_size=block_size,
         batch_invariant=batch_invariant,
         overlap=True,
-        max_num_seqs=13,
-        max_num_batched_tokens=1024,
-        num_blocks=13 * 2048 // block_size,
+        max_model_len=2048,
+        num_blocks=64 * 2048 // block_size,
+        **options,
     )
     runner = llm.engine.runner
     runner._on_gpu = True
@@ -76,7 +86,7 @@ def main(folder: Path, block_size: int, batch_invariant: bool, dtype: str) -> No
     warm = set(_seen)
     draws = random.Random(0)
     for _ in range(3):
-        for _ in range(draws.choice([3, 16])):
+        for _ in range(draws.choice([3, 16]) if member is None else 300):
             params = SamplingParams(max_tokens=draws.choice([1, 3, 8]), ignore_eos=True, **draws.choice(_KINDS))
             length = draws.choice([1, 2, 7, 16, 33, 100, 500, 1100])
             llm.engine.add_request([draws.randrange(3, VOCAB_SIZE) for _ in range(length)], params)
@@ -89,4 +99,4 @@ def main(folder: Path, block_size: int, batch_invariant: bool, dtype: str) -> No
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3] == "True", sys.argv[4])
+    main(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3] == "True", *sys.argv[4:])
