@@ -5,10 +5,11 @@
     .venv/bin/python scripts/loading_memory.py --model FOLDER --quantization int4 --kernels torch
 
 By default it writes bfloat16 checkpoints of random weights in the shape of Qwen3-0.6B, with a tied and with a free
-head, and loads each in every precision. Before it measures, a process loads a model of a few kilobytes the same way, so that
-libraries are imported and kernels compiled; what is resident then is the baseline, a few hundred megabytes. Columns, in
-MB (10^6 bytes): `final`, what the weights of the model take; `peak`, the most that was resident, after the embedding,
-after the layers and after the head; `own`, (peak - baseline) / final; `process`, peak / (baseline + final).
+head, and loads each in every precision. Before it measures, a process loads a model of a few kilobytes the same way, so
+that libraries are imported and kernels compiled; what is resident then is the baseline, a few hundred megabytes.
+Columns, in MB (10^6 bytes): `final`, what the weights of the model take; the most that was resident until the
+`embedding` was there, the `layers`, the `head`: the peak; `own`, (peak - baseline) / final; `process`, peak / (baseline
++ final).
 """
 
 from __future__ import annotations

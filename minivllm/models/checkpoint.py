@@ -6,6 +6,7 @@ stays. A mapping of the file would be simpler, and counts what was ever looked a
 
 from __future__ import annotations
 
+import ctypes
 import json
 import math
 from collections.abc import Iterator, Mapping
@@ -35,6 +36,10 @@ _DTYPES = {
 _HARMLESS = ("rotary_emb.inv_freq",)
 # Values of a tensor that are read at once.
 _PIECE = 4 * 2**20
+# Bytes after whose reading the C library gives back what it holds of freed memory: it keeps tensors of up to 32 MB, and
+# what is made of a layer comes in many sizes.
+_TRIM_BYTES = 128 * 2**20
+_trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -77,6 +82,7 @@ class Checkpoint:
         self._folder = folder
         self._shapes = shapes
         self._packing = packing
+        self._untrimmed_bytes = 0
         self._entries: dict[str, _Entry] = {}
         for path in _weight_files(folder):
             self._entries.update(_read_header(path))
@@ -166,7 +172,11 @@ class Checkpoint:
         return self._read(name, _DTYPES[self._entries[name].dtype])
 
     def _read(self, name: str, dtype: torch.dtype) -> Tensor:
+        if self._untrimmed_bytes > _TRIM_BYTES and _trim is not None:
+            _trim(0)
+            self._untrimmed_bytes = 0
         tensor = torch.empty(self._entries[name].shape, dtype=dtype, device=self._device)
+        self._untrimmed_bytes += tensor.nbytes
         values = tensor.view(-1)
         for start, piece in self._pieces(name):
             values[start : start + len(piece)] = piece

@@ -33,24 +33,38 @@ from minivllm_kernels.cpu_threads import address, cpu_kernel, thread_num
 from minivllm_kernels.cpu_vectors import f32_at, i64_at
 
 PANEL_WIDTH = 2 * LANES
+_COPIED_FLOATS = 2**20
 # 32 vector registers of 16 floats hold 8 x 2 sums; 16 of 8 floats hold 2 x 4 and what they are made of.
 _MAX_ROWS = 8 if llvm.get_host_cpu_features().get("avx512f") else 2
 
 
-def pack_panels(weight: Tensor) -> Tensor:
+def pack_panels(weight: Tensor, *, overwrite: bool = False) -> Tensor:
     """Reorder a weight for `linear`.
 
     Args:
         weight: [out, in] float32, on the CPU.
+        overwrite: the caller gives the weight away, and the panels may take its memory: where it has whole panels they
+            do, so that a large head is never there twice.
 
     Returns:
         [ceil(out / 32), in, 32], zeros where there is no output.
     """
     num_outputs, num_inputs = weight.shape
-    num_panels = -(-num_outputs // PANEL_WIDTH)
-    padded = torch.zeros(num_panels * PANEL_WIDTH, num_inputs)
-    padded[:num_outputs] = weight
-    return padded.view(num_panels, PANEL_WIDTH, num_inputs).transpose(1, 2).contiguous()
+    num_whole, num_rest = divmod(num_outputs, PANEL_WIDTH)
+    in_place = overwrite and not num_rest and weight.is_contiguous()
+    shape = (num_whole + (num_rest > 0), num_inputs, PANEL_WIDTH)
+    panels = weight.view(shape) if in_place else weight.new_empty(shape)
+    # A panel takes the place of its own rows. Some at once, as each step has a cost of its own.
+    step = max(1, _COPIED_FLOATS // (PANEL_WIDTH * max(1, num_inputs)))
+    for first in range(0, num_whole, step):
+        end = min(first + step, num_whole)
+        rows = weight[first * PANEL_WIDTH : end * PANEL_WIDTH]
+        turned = rows.unflatten(0, (end - first, PANEL_WIDTH)).transpose(1, 2)
+        panels[first:end] = turned.contiguous() if in_place else turned
+    if num_rest:
+        panels[-1] = 0
+        panels[-1, :, :num_rest] = weight[num_whole * PANEL_WIDTH :].t()
+    return panels
 
 
 def unpack_rows(panels: Tensor, rows: Tensor) -> Tensor:

@@ -157,7 +157,7 @@ LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_fr
         ({"attention_bias": "yes"}, "attention_bias='yes': must be true or false"),
         (
             {"quantization_config": {"bits": 4}},
-            "quantization_config.quant_method is missing: must be one of gptq, awq,",
+            "quantization_config.quant_method is missing: must be one of gptq",
         ),
         (
             {"quantization_config": {"quant_method": "bitsandbytes"}},
