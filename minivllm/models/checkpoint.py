@@ -88,12 +88,14 @@ class Checkpoint:
             self._entries.update(_read_header(path))
         # Of quantized projections, by module.
         self._forms = self._find_forms()
-        wanted = {name: Stored(shape=shape, dtypes=FLOATS) for name, shape in shapes.items()}
-        for module, form in self._forms.items():
-            del wanted[f"{module}.weight"]
-            parts = {f"{module}.{suffix}": stored for suffix, stored in form.tensors.items()}
-            # A bias that the model has is more than one that may be there.
-            wanted = parts | wanted
+        wanted: dict[str, Stored] = {}
+        for name, shape in shapes.items():
+            module = name.removesuffix(".weight")
+            if module in self._forms:
+                wanted |= {f"{module}.{suffix}": stored for suffix, stored in self._forms[module].tensors.items()}
+            else:
+                # A bias that the model has comes after its weight, and is more than one that may be there.
+                wanted[name] = Stored(shape=shape, dtypes=FLOATS)
         self._check(wanted, tied_head)
         if tied_head and "lm_head.weight" in self._entries:
             self._check_tied_head()

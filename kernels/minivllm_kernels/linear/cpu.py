@@ -13,7 +13,6 @@ from __future__ import annotations
 from typing import Any
 
 import llvmlite.binding as llvm
-import torch
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic

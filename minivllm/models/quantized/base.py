@@ -187,7 +187,7 @@ def check_alike(forms: Mapping[str, Form | None], source: str, read: Callable[[s
 def codes_in_words(words: Tensor, bits: int) -> Tensor:
     """[..., n] int32 -> [..., n, 32 / bits] uint8, from the lowest bits up."""
     # Bytes of a word lie in memory from the lowest up.
-    in_bytes = words.contiguous().view(torch.uint8).unflatten(-1, (-1, 4))
+    in_bytes = words.contiguous().flatten().view(torch.uint8).view(*words.shape, 4)
     return in_bytes if bits == 8 else torch.stack([in_bytes & 15, in_bytes >> 4], dim=-1).flatten(-2)
 
 
