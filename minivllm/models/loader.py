@@ -128,7 +128,7 @@ def _calibration_windows(text: CalibrationText, config: ModelConfig, spec: Model
 
     def encode(content: str) -> list[int]:
         tokenizer = load_tokenizer(config.tokenizer or config.path)
-        ids: list[int] = tokenizer.encode(content, add_special_tokens=False)
+        ids: list[int] = tokenizer.encode(content, add_special_tokens=False, verbose=False)
         return ids
 
     return text.windows(encode, spec.vocab_size)

@@ -69,6 +69,9 @@ class Selection:
             self.keep(name, weight)
             op = make_quantized_linear(weight, bias, scheme.target)
         else:
+            if isinstance(weight, Tensor):
+                # Columns or rows that were scaled are in float32.
+                weight = weight.to(scheme.target.dtype)
             self.keep(name, weight)
             op = scheme.make_linear(name, weight, bias, x)
         if scheme is not self._plain or isinstance(weight, QuantizedWeight):
