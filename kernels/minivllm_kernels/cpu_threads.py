@@ -21,7 +21,7 @@ from typing import Any
 
 import llvmlite.binding as llvm
 import torch
-from numba import cfunc, config, types
+from numba import cfunc, config, njit, types
 from numba.core.types import ExternalFunction
 from torch import Tensor
 
@@ -127,3 +127,27 @@ def address(tensor: Tensor) -> int:
 def float_bits(value: float) -> int:
     """A float as a kernel's argument; `f64_of_bits` reads it."""
     return int(struct.unpack("=q", struct.pack("=d", value))[0])
+
+
+@njit(inline="always", error_model="numpy")
+def each_tile(
+    tile: Any, a: Any, num_rows: Any, num_outputs: Any, num_threads: Any, width: Any, most_rows: Any, most_pair_rows: Any
+) -> None:
+    """Call `tile(a, panel, num_panels, first_row, num_rows, width)` for all of this thread's tiles of a product.
+
+    Panels of `width` outputs are shared by the threads; few rows take two panels at a time. Tiles are of equal height,
+    rather than a low one at the end.
+    """
+    num_panels = (num_outputs + width - 1) // width
+    num_tiles = (num_rows + most_rows - 1) // most_rows
+    thread = thread_num()
+    panel, end_panel = num_panels * thread // num_threads, num_panels * (thread + 1) // num_threads
+    while panel < end_panel:
+        left = num_outputs - panel * width
+        count = 1
+        if num_rows <= most_pair_rows and panel + 1 < end_panel and left >= 2 * width:
+            count = 2
+        for i in range(num_tiles):
+            first, end = num_rows * i // num_tiles, num_rows * (i + 1) // num_tiles
+            tile(a, panel, count, first, end - first, min(left, count * width))
+        panel += count
