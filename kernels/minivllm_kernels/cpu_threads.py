@@ -66,6 +66,10 @@ barrier = ExternalFunction("minivllm_barrier", types.void())
 # What a kernel is called with: 64-bit integers, addresses of tensors among them.
 _ARGUMENTS = types.CPointer(types.int64)
 
+# Of the parts of a product that are called by `each_tile` and `each_prepared_tile`.
+TILE_SIGNATURE = types.void(_ARGUMENTS, *[types.int64] * 6)
+PREPARE_SIGNATURE = types.void(_ARGUMENTS, *[types.int64] * 2)
+
 
 @functools.cache
 def _cache_folder() -> Path:
@@ -130,16 +134,26 @@ def float_bits(value: float) -> int:
 
 
 @njit(inline="always", error_model="numpy")
+def tiles_of_panel(
+    tile: Any, a: Any, scratch: Any, panel: Any, num_panels: Any, num_rows: Any, width: Any, most_rows: Any
+) -> None:
+    """Call `tile(a, scratch, panel, num_panels, first_row, num_rows, width)` for all rows of a product.
+
+    Tiles are of equal height, rather than a low one at the end.
+    """
+    num_tiles = (num_rows + most_rows - 1) // most_rows
+    for i in range(num_tiles):
+        first, end = num_rows * i // num_tiles, num_rows * (i + 1) // num_tiles
+        tile(a, scratch, panel, num_panels, first, end - first, width)
+
+
+@njit(inline="always", error_model="numpy")
 def each_tile(
     tile: Any, a: Any, num_rows: Any, num_outputs: Any, num_threads: Any, width: Any, most_rows: Any, most_pair_rows: Any
 ) -> None:
-    """Call `tile(a, panel, num_panels, first_row, num_rows, width)` for all of this thread's tiles of a product.
-
-    Panels of `width` outputs are shared by the threads; few rows take two panels at a time. Tiles are of equal height,
-    rather than a low one at the end.
-    """
+    """All of this thread's tiles of a product: panels of `width` outputs are shared by the threads, few rows take two
+    panels at a time."""
     num_panels = (num_outputs + width - 1) // width
-    num_tiles = (num_rows + most_rows - 1) // most_rows
     thread = thread_num()
     panel, end_panel = num_panels * thread // num_threads, num_panels * (thread + 1) // num_threads
     while panel < end_panel:
@@ -147,7 +161,19 @@ def each_tile(
         count = 1
         if num_rows <= most_pair_rows and panel + 1 < end_panel and left >= 2 * width:
             count = 2
-        for i in range(num_tiles):
-            first, end = num_rows * i // num_tiles, num_rows * (i + 1) // num_tiles
-            tile(a, panel, count, first, end - first, min(left, count * width))
+        tiles_of_panel(tile, a, 0, panel, count, num_rows, min(left, count * width), most_rows)
         panel += count
+
+
+@njit(inline="always", error_model="numpy")
+def each_prepared_tile(
+    prepare: Any, tile: Any, a: Any, scratch: Any, scratch_size: Any, num_rows: Any, num_outputs: Any,
+    num_threads: Any, width: Any, most_rows: Any,
+) -> None:  # fmt: skip
+    """As `each_tile`, after a call of `prepare(a, scratch, panel)` that leaves a panel in this thread's scratch."""
+    num_panels = (num_outputs + width - 1) // width
+    thread = thread_num()
+    scratch += thread * scratch_size
+    for panel in range(num_panels * thread // num_threads, num_panels * (thread + 1) // num_threads):
+        prepare(a, scratch, panel)
+        tiles_of_panel(tile, a, scratch, panel, 1, num_rows, min(num_outputs - panel * width, width), most_rows)

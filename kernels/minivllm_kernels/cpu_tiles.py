@@ -50,8 +50,8 @@ MAX_ROWS = 8 if has_feature("avx512f") else 2
 MAX_PAIR_ROWS = 2 if has_feature("avx512f") else 1
 
 # What a kernel is called with, by place: addresses (0 is none), then sizes.
-X, PANELS, SCALES, ZEROS, BIAS, OUT, NUM_ROWS, NUM_INPUTS, NUM_OUTPUTS, GROUP_SIZE = range(10)
-NUM_ARGUMENTS = 10
+X, PANELS, SCALES, ZEROS, BIAS, OUT, SCRATCH, NUM_ROWS, NUM_INPUTS, NUM_OUTPUTS, GROUP_SIZE = range(11)
+NUM_ARGUMENTS = 11
 
 
 class Tile:
@@ -64,11 +64,11 @@ class Tile:
     """
 
     def __init__(
-        self, builder: Any, arguments: Any, panel: Any, first_row: Any, width: Any, num_rows: int, num_panels: int
-    ) -> None:
-        self.builder, self.arguments, self.panel, self.first_row, self.width = (
-            builder, arguments, panel, first_row, width,
-        )  # fmt: skip
+        self, builder: Any, arguments: Any, scratch: Any, panel: Any, first_row: Any, width: Any,
+        num_rows: int, num_panels: int,
+    ) -> None:  # fmt: skip
+        self.builder, self.arguments, self.scratch = builder, arguments, scratch
+        self.panel, self.first_row, self.width = panel, first_row, width
         self.num_rows, self.num_panels = num_rows, num_panels
         self.column = builder.mul(panel, const(PANEL_WIDTH))
 
@@ -106,16 +106,28 @@ class Tile:
 
     def bias(self) -> list[Any]:
         """The bias of these outputs in vectors, zeros where there is none."""
-        builder, size = self.builder, self.num_panels * PANEL_WIDTH
+        builder, offsets = self.builder, [const(h * LANES) for h in range(2 * self.num_panels)]
         address = self.argument(BIAS)
-        values = array(builder, F32, size)
-        for h in range(2 * self.num_panels):
-            store_vector(builder, floats(0.0), builder.gep(values, [const(h * LANES)]))
+        values = [variable(builder, floats(0.0)) for _ in offsets]
+
+        def load(start: Any) -> None:
+            for offset, value in zip(offsets, values, strict=True):
+                builder.store(load_vector(builder, builder.gep(start, [offset])), value)
+
         with builder.if_then(builder.icmp_unsigned("!=", address, const(0))):
             source = builder.gep(at(builder, address, F32), [self.column])
-            with count_to(builder, self.width) as i:
-                builder.store(builder.load(builder.gep(source, [i])), builder.gep(values, [i]))
-        return [load_vector(builder, builder.gep(values, [const(h * LANES)])) for h in range(2 * self.num_panels)]
+            with builder.if_else(self.is_whole()) as (whole, partial):
+                with whole:
+                    load(source)
+                with partial:
+                    copy = array(builder, F32, self.num_panels * PANEL_WIDTH)
+                    with count_to(builder, self.width) as i:
+                        builder.store(builder.load(builder.gep(source, [i])), builder.gep(copy, [i]))
+                    load(copy)
+        return [builder.load(value) for value in values]
+
+    def is_whole(self) -> Any:
+        return self.builder.icmp_signed("==", self.width, const(self.num_panels * PANEL_WIDTH))
 
     def write(self, results: list[list[Any]]) -> None:
         """Store a vector for each row and 16 outputs, of the last panel only the outputs that there are."""
@@ -130,7 +142,7 @@ class Tile:
         if self.num_panels > 1:
             store(targets)
             return
-        with builder.if_else(builder.icmp_signed("==", self.width, const(PANEL_WIDTH))) as (whole, partial):
+        with builder.if_else(self.is_whole()) as (whole, partial):
             with whole:
                 store(targets)
             with partial:
@@ -141,18 +153,22 @@ class Tile:
                         builder.store(builder.load(builder.gep(copy, [i])), builder.gep(target, [i]))
 
 
-def emit_tiles(builder: Any, args: Any, emit: Callable[[Tile], None]) -> None:
-    """Code for every shape of a tile, and the choice. `args` is (arguments, panel, num_panels, first_row, num_rows,
+ALL_SHAPES = [(m, 1) for m in range(1, MAX_ROWS + 1)] + [(m, 2) for m in range(1, MAX_PAIR_ROWS + 1)]
+# Of more than MAX_ROWS rows, in tiles of equal height.
+HIGH_SHAPES = [(m, 1) for m in range(MAX_ROWS // 2, MAX_ROWS + 1)]
+
+
+def emit_tiles(builder: Any, args: Any, shapes: list[tuple[int, int]], emit: Callable[[Tile], None]) -> None:
+    """Code for these shapes of a tile, rows by panels, and the choice. `args` is (arguments, scratch, panel, num_panels, first_row, num_rows,
     width)."""
-    arguments, panel, num_panels, first_row, num_rows, width = args
+    arguments, scratch, panel, num_panels, first_row, num_rows, width = args
     done = builder.append_basic_block("done")
-    shapes = [(m, 1) for m in range(1, MAX_ROWS + 1)] + [(m, 2) for m in range(1, MAX_PAIR_ROWS + 1)]
     switch = builder.switch(builder.add(num_rows, builder.mul(num_panels, const(100))), done)
     for shape in shapes:
         block = builder.append_basic_block(f"rows{shape[0]}panels{shape[1]}")
         switch.add_case(const(shape[0] + 100 * shape[1]), block)
         with builder.goto_block(block):
-            emit(Tile(builder, arguments, panel, first_row, width, *shape))
+            emit(Tile(builder, arguments, scratch, panel, first_row, width, *shape))
             builder.branch(done)
     builder.position_at_end(done)
 
@@ -200,71 +216,107 @@ def float_tile(tile: Tile, kind: str) -> None:
     tile.write([[builder.load(total) for total in row] for row in sums])
 
 
-def code_tile(tile: Tile, bits: int) -> None:
-    """Weights that are codes of 4 or 8 bits with a scale for each group of inputs: a chain of fused multiply-adds for
-    each group of an output, and one over the groups' sums, times their scales, from the bias on.
+class Codes:
+    """Where a tile's codes lie, and how they become floats.
 
     Panels are [ceil(in / n), 32] words of n = 32 / bits inputs, the first in the low bits. Scales are [groups, 32],
     float16 and zeros uint8 for 4 bits; float32, and codes 128 too large instead of zeros, for 8.
     """
-    builder, size, group_size = tile.builder, tile.argument(NUM_INPUTS), tile.argument(GROUP_SIZE)
-    per_word = 32 // bits
-    # Places of codes in a word that an exponent fits in front of; the upper half is shifted down for its turn.
-    places = range(0, 16, bits)
-    mask = (1 << bits) - 1
-    num_groups = builder.sdiv(size, group_size)
-    words_per_panel = builder.sdiv(builder.add(size, const(per_word - 1)), const(per_word))
-    words_per_group, rest = builder.sdiv(group_size, const(per_word)), builder.srem(group_size, const(per_word))
-    group_values = builder.mul(num_groups, const(PANEL_WIDTH))
-    panels = tile.panels(PANELS, I32, builder.mul(words_per_panel, const(PANEL_WIDTH)))
-    scale_panels = tile.panels(SCALES, I16 if bits == 4 else F32, group_values)
-    rows = tile.rows(X, F32, size)
+
+    def __init__(self, tile: Tile, bits: int) -> None:
+        builder = tile.builder
+        self.tile, self.bits, self.per_word = tile, bits, 32 // bits
+        self.size, self.group_size = tile.argument(NUM_INPUTS), tile.argument(GROUP_SIZE)
+        self.num_groups = builder.sdiv(self.size, self.group_size)
+        self.words_per_group = builder.sdiv(self.group_size, const(self.per_word))
+        # More than none only where one group is the whole input, and that is no whole number of words.
+        self.rest = builder.srem(self.group_size, const(self.per_word))
+        words = builder.sdiv(builder.add(self.size, const(self.per_word - 1)), const(self.per_word))
+        values = builder.mul(self.num_groups, const(PANEL_WIDTH))
+        self.scale_kind = I16 if bits == 4 else F32
+        self.words = tile.panels(PANELS, I32, builder.mul(words, const(PANEL_WIDTH)))
+        self.scales = tile.panels(SCALES, self.scale_kind, values)
+        self.zeros = tile.panels(ZEROS, I8, values)
+        self.zero = [variable(builder, floats(float(1 << (bits - 1)))) for _ in range(2 * tile.num_panels)]
+
+    def each_input(self, group: Any, emit: Callable[[Any, list[Any]], None]) -> None:
+        """Loops that call `emit(index, weights)` for every input of a group, in order; weights without their scale."""
+        tile, builder, bits = self.tile, self.tile.builder, self.bits
+        if bits == 4:
+            with builder.if_then(builder.icmp_unsigned("!=", tile.argument(ZEROS), const(0))):
+                for place, codes in zip(self.zero, tile.halves(self.zeros, group, I8), strict=True):
+                    builder.store(builder.uitofp(builder.zext(codes, INTS), VECTOR), place)
+        zero = [builder.load(z) for z in self.zero]
+        # Places of codes in a word that an exponent fits in front of; the upper half is shifted down for its turn.
+        places = range(0, 16, bits)
+        minus = {p: [builder.fadd(z, floats(float(1 << (23 - p)))) for z in zero] for p in places}
+
+        def decode(words: list[Any], place: int) -> list[Any]:
+            mask, exponent = ints(((1 << bits) - 1) << place), ints((150 - place) << 23)
+            raw = [builder.bitcast(builder.or_(builder.and_(word, mask), exponent), VECTOR) for word in words]
+            return [builder.fsub(r, m) for r, m in zip(raw, minus[place], strict=True)]
+
+        first = builder.mul(group, self.group_size)
+        first_word = builder.mul(group, self.words_per_group)
+        with count_to(builder, self.words_per_group) as i:
+            words = tile.halves(self.words, builder.add(first_word, i), I32)
+            index = builder.add(first, builder.mul(i, const(self.per_word)))
+            for shift in (0, 16):
+                words = [builder.lshr(word, ints(shift)) for word in words] if shift else words
+                for place in places:
+                    emit(builder.add(index, const((shift + place) // bits)), decode(words, place))
+        with count_to(builder, self.rest) as i:
+            words = tile.halves(self.words, self.words_per_group, I32)
+            shift = broadcast(builder, builder.trunc(builder.mul(i, const(bits)), I32))
+            index = builder.add(builder.mul(self.words_per_group, const(self.per_word)), i)
+            emit(index, decode([builder.lshr(word, shift) for word in words], 0))
+
+    def scales_of(self, group: Any) -> list[Any]:
+        scales = self.tile.halves(self.scales, group, self.scale_kind)
+        return [widen_half(self.tile.builder, scale) for scale in scales] if self.bits == 4 else scales
+
+
+def code_tile(tile: Tile, bits: int, is_decoded: bool) -> None:
+    """Weights that are codes of 4 or 8 bits with a scale for each group of inputs: a chain of fused multiply-adds for
+    each group of an output, and one over the groups' sums, times their scales, from the bias on.
+
+    is_decoded: read the weights where `decode_panel` has left them.
+    """
+    builder, codes = tile.builder, Codes(tile, bits)
+    rows = tile.rows(X, F32, codes.size)
     sums = tile.sums(tile.bias())
     group_sums = tile.sums([floats(0.0)] * len(sums[0]))
-    has_zeros = builder.icmp_unsigned("!=", tile.argument(ZEROS), const(0))
-    zeros = [variable(builder, floats(float(1 << (bits - 1)))) for _ in sums[0]]
-
-    def decode(words: list[Any], place: int, zero: list[Any]) -> list[Any]:
-        exponent = ints((150 - place) << 23)
-        raw = [builder.or_(builder.and_(word, ints(mask << place)), exponent) for word in words]
-        return [builder.fsub(builder.bitcast(r, VECTOR), z) for r, z in zip(raw, zero, strict=True)]
 
     def add(index: Any, weights: list[Any]) -> None:
         add_products(tile, group_sums, [builder.gep(row, [index]) for row in rows], weights)
 
-    with count_to(builder, num_groups) as group:
-        if bits == 4:
-            with builder.if_then(has_zeros):
-                for place, codes in zip(
-                    zeros, tile.halves(tile.panels(ZEROS, I8, group_values), group, I8), strict=True
-                ):
-                    builder.store(builder.uitofp(builder.zext(codes, INTS), VECTOR), place)
-        zero = [builder.load(z) for z in zeros]
-        minus = {p: [builder.fadd(z, floats(float(1 << (23 - p)))) for z in zero] for p in places}
+    with count_to(builder, codes.num_groups) as group:
         for row_sums in group_sums:
             for total in row_sums:
                 builder.store(floats(0.0), total)
-        first = builder.mul(group, group_size)
-        first_word = builder.mul(group, words_per_group)
-        with count_to(builder, words_per_group) as i:
-            words = tile.halves(panels, builder.add(first_word, i), I32)
-            index = builder.add(first, builder.mul(i, const(per_word)))
-            for shift in (0, 16):
-                shifted = [builder.lshr(word, ints(shift)) for word in words] if shift else words
-                for place in places:
-                    k = const((shift + place) // bits)
-                    add(builder.add(index, k), decode(shifted, place, minus[place]))
-        # Only where one group is the whole input, and that is no whole number of words.
-        with count_to(builder, rest) as i:
-            words = tile.halves(panels, words_per_group, I32)
-            shift = broadcast(builder, builder.trunc(builder.mul(i, const(bits)), I32))
-            index = builder.add(builder.mul(words_per_group, const(per_word)), i)
-            add(index, decode([builder.lshr(word, shift) for word in words], 0, minus[0]))
-        scales = tile.halves(scale_panels, group, I16 if bits == 4 else F32)
-        if bits == 4:
-            scales = [widen_half(builder, scale) for scale in scales]
+        if is_decoded:
+            first = builder.mul(group, codes.group_size)
+            with count_to(builder, codes.group_size) as i:
+                index = builder.add(first, i)
+                add(index, tile.halves([at(builder, tile.scratch, F32)], index, F32))
+        else:
+            codes.each_input(group, add)
         for row_sums, row_group in zip(sums, group_sums, strict=True):
-            for total, part, scale in zip(row_sums, row_group, scales, strict=True):
+            for total, part, scale in zip(row_sums, row_group, codes.scales_of(group), strict=True):
                 builder.store(fma(builder, builder.load(part), scale, builder.load(total)), total)
     tile.write([[builder.load(total) for total in row] for row in sums])
 
+
+def decode_panel(builder: Any, args: Any, bits: int) -> None:
+    """Code that writes a panel's weights, without their scales, to scratch: [in, 32] float32. `args` is (arguments,
+    scratch, panel)."""
+    tile = Tile(builder, *args, const(0), const(PANEL_WIDTH), 1, 1)
+    codes, target = Codes(tile, bits), at(builder, tile.scratch, F32)
+
+    def write(index: Any, weights: list[Any]) -> None:
+        for h, weight in enumerate(weights):
+            at_half = builder.add(builder.mul(index, const(PANEL_WIDTH)), const(h * LANES))
+            store_vector(builder, weight, builder.gep(target, [at_half]))
+
+    with count_to(builder, codes.num_groups) as group:
+        codes.each_input(group, write)

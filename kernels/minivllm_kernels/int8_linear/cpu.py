@@ -9,20 +9,32 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from numba import types
 from numba.extending import intrinsic
 from torch import Tensor
 
 from minivllm_kernels.cpu_panels import bias_address, group_size_of, panels_of, words_of
-from minivllm_kernels.cpu_threads import address, cpu_kernel, each_tile
+from minivllm_kernels.cpu_threads import (
+    PREPARE_SIGNATURE,
+    TILE_SIGNATURE,
+    address,
+    cpu_kernel,
+    each_prepared_tile,
+    each_tile,
+    num_threads,
+)
 from minivllm_kernels.cpu_tiles import (
+    ALL_SHAPES,
+    HIGH_SHAPES,
     MAX_PAIR_ROWS,
     MAX_ROWS,
     NUM_ARGUMENTS,
+    NUM_INPUTS,
     NUM_OUTPUTS,
     NUM_ROWS,
     PANEL_WIDTH,
+    SCRATCH,
     code_tile,
+    decode_panel,
     emit_tiles,
 )
 
@@ -83,6 +95,7 @@ def linear(x: Tensor, packed: PackedInt8, bias: Tensor | None = None) -> Tensor:
     num_rows, num_inputs = x.shape
     assert num_inputs == packed.num_inputs, f"{num_inputs} inputs for {packed.num_inputs}"
     out = x.new_empty(num_rows, packed.num_outputs)
+    scratch = x.new_empty(num_threads() * num_inputs * PANEL_WIDTH if num_rows > 2 * MAX_ROWS else 0)
     _linear(
         address(x),
         packed.panels.data_ptr(),
@@ -90,6 +103,7 @@ def linear(x: Tensor, packed: PackedInt8, bias: Tensor | None = None) -> Tensor:
         0,
         bias_address(bias, packed.num_outputs),
         address(out),
+        scratch.data_ptr(),
         num_rows,
         num_inputs,
         packed.num_outputs,
@@ -99,16 +113,33 @@ def linear(x: Tensor, packed: PackedInt8, bias: Tensor | None = None) -> Tensor:
 
 
 @intrinsic
-def _tile(typingctx: Any, a: Any, panel: Any, num_panels: Any, first_row: Any, num_rows: Any, width: Any) -> Any:
-    signature = types.void(types.CPointer(types.int64), *[types.int64] * 5)
+def _tile(typingctx: Any, a: Any, scratch: Any, panel: Any, num_panels: Any, first: Any, rows: Any, width: Any) -> Any:
+    return TILE_SIGNATURE, lambda context, builder, sig, args: emit_tiles(
+        builder, args, ALL_SHAPES, lambda tile: code_tile(tile, 8, is_decoded=False)
+    )
 
-    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        emit_tiles(builder, args, lambda tile: code_tile(tile, 8))
-        return context.get_dummy_value()
 
-    return signature, codegen
+@intrinsic
+def _tile_of_decoded(
+    typingctx: Any, a: Any, scratch: Any, panel: Any, num_panels: Any, first: Any, rows: Any, width: Any
+) -> Any:
+    return TILE_SIGNATURE, lambda context, builder, sig, args: emit_tiles(
+        builder, args, HIGH_SHAPES, lambda tile: code_tile(tile, 8, is_decoded=True)
+    )
+
+
+@intrinsic
+def _decode(typingctx: Any, a: Any, scratch: Any, panel: Any) -> Any:
+    return PREPARE_SIGNATURE, lambda context, builder, sig, args: decode_panel(builder, args, 8)
 
 
 @cpu_kernel(NUM_ARGUMENTS)
 def _linear(a: Any) -> None:
-    each_tile(_tile, a, a[NUM_ROWS], a[NUM_OUTPUTS], a[NUM_ARGUMENTS], PANEL_WIDTH, MAX_ROWS, MAX_PAIR_ROWS)
+    num_rows, num_outputs, num_threads = a[NUM_ROWS], a[NUM_OUTPUTS], a[NUM_ARGUMENTS]
+    if num_rows <= 2 * MAX_ROWS:
+        each_tile(_tile, a, num_rows, num_outputs, num_threads, PANEL_WIDTH, MAX_ROWS, MAX_PAIR_ROWS)
+    else:
+        each_prepared_tile(
+            _decode, _tile_of_decoded, a, a[SCRATCH], 4 * PANEL_WIDTH * a[NUM_INPUTS],
+            num_rows, num_outputs, num_threads, PANEL_WIDTH, MAX_ROWS,
+        )  # fmt: skip
