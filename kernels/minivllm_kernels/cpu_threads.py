@@ -149,8 +149,9 @@ def tiles_of_panel(
 
 @njit(inline="always", error_model="numpy")
 def each_tile(
-    tile: Any, a: Any, num_rows: Any, num_outputs: Any, num_threads: Any, width: Any, most_rows: Any, most_pair_rows: Any
-) -> None:
+    tile: Any, a: Any, scratch: Any, num_rows: Any, num_outputs: Any, num_threads: Any,
+    width: Any, most_rows: Any, most_pair_rows: Any,
+) -> None:  # fmt: skip
     """All of this thread's tiles of a product: panels of `width` outputs are shared by the threads, few rows take two
     panels at a time."""
     num_panels = (num_outputs + width - 1) // width
@@ -161,7 +162,7 @@ def each_tile(
         count = 1
         if num_rows <= most_pair_rows and panel + 1 < end_panel and left >= 2 * width:
             count = 2
-        tiles_of_panel(tile, a, 0, panel, count, num_rows, min(left, count * width), most_rows)
+        tiles_of_panel(tile, a, scratch, panel, count, num_rows, min(left, count * width), most_rows)
         panel += count
 
 

@@ -129,9 +129,9 @@ def _float16_tile(
 
 @cpu_kernel(NUM_ARGUMENTS)
 def _linear_bfloat16(a: Any) -> None:
-    each_tile(_bfloat16_tile, a, a[NUM_ROWS], a[NUM_OUTPUTS], a[NUM_ARGUMENTS], PANEL_WIDTH, MAX_ROWS, MAX_PAIR_ROWS)
+    each_tile(_bfloat16_tile, a, 0, a[NUM_ROWS], a[NUM_OUTPUTS], a[NUM_ARGUMENTS], PANEL_WIDTH, MAX_ROWS, MAX_PAIR_ROWS)
 
 
 @cpu_kernel(NUM_ARGUMENTS)
 def _linear_float16(a: Any) -> None:
-    each_tile(_float16_tile, a, a[NUM_ROWS], a[NUM_OUTPUTS], a[NUM_ARGUMENTS], PANEL_WIDTH, MAX_ROWS, MAX_PAIR_ROWS)
+    each_tile(_float16_tile, a, 0, a[NUM_ROWS], a[NUM_OUTPUTS], a[NUM_ARGUMENTS], PANEL_WIDTH, MAX_ROWS, MAX_PAIR_ROWS)

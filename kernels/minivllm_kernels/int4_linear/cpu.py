@@ -153,7 +153,7 @@ def _decode(typingctx: Any, a: Any, scratch: Any, panel: Any) -> Any:
 def _linear(a: Any) -> None:
     num_rows, num_outputs, num_threads = a[NUM_ROWS], a[NUM_OUTPUTS], a[NUM_ARGUMENTS]
     if num_rows <= 2 * MAX_ROWS:
-        each_tile(_tile, a, num_rows, num_outputs, num_threads, PANEL_WIDTH, MAX_ROWS, MAX_PAIR_ROWS)
+        each_tile(_tile, a, 0, num_rows, num_outputs, num_threads, PANEL_WIDTH, MAX_ROWS, MAX_PAIR_ROWS)
     else:
         each_prepared_tile(
             _decode, _tile_of_decoded, a, a[SCRATCH], 4 * PANEL_WIDTH * a[NUM_INPUTS],

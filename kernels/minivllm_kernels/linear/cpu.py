@@ -89,4 +89,4 @@ def _tile(typingctx: Any, a: Any, scratch: Any, panel: Any, num_panels: Any, fir
 
 @cpu_kernel(NUM_ARGUMENTS)
 def _linear(a: Any) -> None:
-    each_tile(_tile, a, a[NUM_ROWS], a[NUM_OUTPUTS], a[NUM_ARGUMENTS], PANEL_WIDTH, MAX_ROWS, MAX_PAIR_ROWS)
+    each_tile(_tile, a, 0, a[NUM_ROWS], a[NUM_OUTPUTS], a[NUM_ARGUMENTS], PANEL_WIDTH, MAX_ROWS, MAX_PAIR_ROWS)
