@@ -106,7 +106,7 @@ def load_model(
         assert config.path is not None, "ModelConfig refuses this"
         folder = resolve_folder(config.path)
         source = Checkpoint(folder, shapes, device=device, dtype=torch_dtype, tied_head=spec.tie_word_embeddings)
-    selection = Selection(scheme, skip, spec.num_layers, keep)
+    selection = Selection(scheme, skip, spec.num_layers, torch_dtype, keep)
     start_flow = None
     if scheme.calibration is not None:
         token_ids = _calibration_windows(scheme.calibration, config, spec, max_len)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from fnmatch import fnmatchcase
 
+import torch
 from torch import Tensor
 
 from minivllm.quantization.base import IntegerScheme, LinearOp, QuantizationScheme
@@ -23,7 +24,7 @@ class Selection:
         scheme: of those that no pattern names.
         skip: names or patterns of projections that stay as they are, such as `lm_head`, `*.down`, `layers.0.*`; `first`
             and `last` are the first and the last layer.
-        num_layers: of the model.
+        num_layers, dtype: of the model.
         keep: told of every weight once it is final, for whoever saves it.
 
     Raises:
@@ -31,12 +32,18 @@ class Selection:
     """
 
     def __init__(
-        self, scheme: QuantizationScheme, skip: Sequence[str], num_layers: int, keep: Keep | None = None
+        self,
+        scheme: QuantizationScheme,
+        skip: Sequence[str],
+        num_layers: int,
+        dtype: torch.dtype = torch.float32,
+        keep: Keep | None = None,
     ) -> None:
         self.scheme = scheme
         self.num_quantized_weights = 0
         self.quantized_bytes = 0
         self._plain = scheme if isinstance(scheme, Unquantized) else Unquantized(target=scheme.target)
+        self._dtype = dtype
         self._keep = keep
         names = [f"layers.{i}.{part}" for i in range(num_layers) for part in ("qkv", "o", "gate_up", "down")]
         words = {"first": "layers.0.*", "last": f"layers.{num_layers - 1}.*"}
@@ -71,7 +78,7 @@ class Selection:
         else:
             if isinstance(weight, Tensor):
                 # Columns or rows that were scaled are in float32.
-                weight = weight.to(scheme.target.dtype)
+                weight = weight.to(self._dtype)
             self.keep(name, weight)
             op = scheme.make_linear(name, weight, bias, x)
         if scheme is not self._plain or isinstance(weight, QuantizedWeight):

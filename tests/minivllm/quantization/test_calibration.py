@@ -94,7 +94,8 @@ def test_scaling_inputs_changes_what_is_rounded_and_not_the_model(tmp_path: Path
     ]
     for name in ("layers.0.qkv", "layers.1.down"):
         assert (plain.seen[name] - scaled.seen[name]).abs().max() > 0.1
-    assert torch.allclose(plain.seen["layers.1.o"], scaled.seen["layers.1.o"], atol=1e-4 if dtype == "float32" else 0.1)
+    o, scaled_o = plain.seen["layers.1.o"], scaled.seen["layers.1.o"]
+    assert (o - scaled_o).norm() / o.norm() < (1e-5 if dtype == "float32" else 0.05)
     x = torch.randn(5, 48, generator=torch.Generator().manual_seed(1)).to(models[0].dtype)
     outs = []
     for model in models:
