@@ -1,8 +1,8 @@
 """Teacher forcing: a model is made to read a text, and every token's hidden state is kept, not only the last one's.
 
-The text goes through what serves requests: the engine's attention backend, blocks of its K/V pool, chunks of at most its
-token budget. So whatever is lossy in weights, activations or K/V shows. No request is involved: blocks are taken from
-the pool and given back as they were, and the cached prefixes are dropped, so that taking them evicts nothing.
+The text goes through what serves requests: the engine's attention backend, blocks of its K/V pool, chunks of at most
+its token budget. So whatever is lossy in weights, activations or K/V shows. No request is involved: blocks are taken
+from the pool and given back as they were, and the cached prefixes are dropped, so that taking them evicts nothing.
 """
 
 from __future__ import annotations

@@ -126,7 +126,7 @@ def test_a_busy_engine_is_refused(folder: Path) -> None:
     (request_id,) = llm.engine.add_request(TEXT, GREEDY)
     for _ in range(2):
         with pytest.raises(
-            ValueError, match=r"^score: the engine has unfinished requests: finish or abort them first$"
+            ValueError, match=r"^score: the engine has unfinished requests: finish or abort"
         ):
             llm.score(TEXT)
         llm.engine.step()
