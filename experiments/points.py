@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.errors import CommandError
+from experiments.quality.settings import QualityConfig
 from minivllm.config import (
     CacheConfig,
     Component,
@@ -34,6 +35,7 @@ GROUPS = (
     "workload",
     "sampling",
     "slo",
+    "quality",
     "tracking",
     "launcher",
 )
@@ -107,11 +109,15 @@ class RunSettings:
     # Its max_tokens and seed are each request's own, from the workload.
     sampling: SamplingParams
     slo: Slo
+    quality: QualityConfig
     seed: int
     repeat: int
     num_warmup_requests: int
     # Of the machine, in whatever currency; None where nobody said.
     price_per_hour: float | None
+
+    def __post_init__(self) -> None:
+        self.quality.check_model(self.engine)
 
 
 def freeze(config: Mapping[str, Any]) -> RunSettings:
@@ -156,6 +162,7 @@ def freeze(config: Mapping[str, Any]) -> RunSettings:
         workload=_component(workload, "workload"),
         sampling=SamplingParams(**_checked(config["sampling"], "sampling", _SAMPLING_KEYS)),
         slo=Slo(**_fields(config, "slo", Slo)),
+        quality=QualityConfig(**_fields(config, "quality", QualityConfig)),
         seed=config["seed"],
         repeat=config["repeat"],
         num_warmup_requests=config["num_warmup_requests"],

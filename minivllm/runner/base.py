@@ -4,9 +4,15 @@ what makes a simulated one honest."""
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from minivllm.plan import StepPlan, StepResult
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from minivllm.attention.base import PackedBatch
+    from minivllm.runner.parts import Parts
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -65,3 +71,16 @@ class Runner(Protocol):
         ...
 
     def memory(self) -> MemoryReport: ...
+
+
+@runtime_checkable
+class ReadingRunner(Runner, Protocol):
+    """A runner with a model in it, which can be made to read a text (see `score`)."""
+
+    @property
+    def parts(self) -> Parts: ...
+
+    def forward(self, batch: PackedBatch) -> Tensor:
+        """Hidden states after the final norm, [N, C], of a batch that belongs to no request: K/V go where its slots
+        say. Nothing is sampled, and no row is touched. Called in inference mode."""
+        ...
