@@ -63,7 +63,7 @@ class LlmInt8(QuantizationScheme):
         valid = isinstance(threshold, (int, float)) and threshold >= 0
         require(valid, "quantization.threshold", threshold, "0 or more")
         self._threshold = float(threshold)
-        self._bitsandbytes = import_bitsandbytes("llm_int8")
+        self._bitsandbytes = import_bitsandbytes("llm_int8", target)
 
     def make_linear(
         self, name: str, weight: Tensor | QuantizedWeight, bias: Tensor | None, x: Tensor | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
 from typing import Any
 
 import pytest
@@ -106,6 +107,21 @@ def test_bitsandbytes_products_are_those_of_what_it_stores(num_rows: int) -> Non
     op = _make_scheme("llm_int8").make_linear("layers.0.o", weight.clone(), bias)
     torch.testing.assert_close(op(x), x @ weight.T + bias, atol=3e-2, rtol=0)
     assert op.weight_bytes == 64 * 128 + 4 * 64 + bias.nbytes
+
+
+@pytest.mark.parametrize("name", ["nf4", "llm_int8"])
+def test_bitsandbytes_does_not_promise_what_it_cannot_keep(name: str) -> None:
+    target = LinearTarget(batch_invariant=True)
+    with pytest.raises(ValueError, match=rf"^execution\.batch_invariant=true: bitsandbytes' .*={name}\) change with"):
+        QuantizationConfig.named(name).scheme.make("quantization", target=target)
+
+
+def test_bitsandbytes_missing_is_one_line_that_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    with pytest.raises(
+        ValueError, match=r"^quantization=nf4: bitsandbytes cannot be imported .*: pip install 'minivllm\["
+    ):
+        _make_scheme("nf4")
 
 
 def test_a_group_size_that_does_not_divide_names_layer_value_and_choice() -> None:
