@@ -34,7 +34,6 @@ from minivllm_kernels.cpu_ir import (
     fma,
     has_feature,
     ints,
-    load_lanes,
     load_vector,
     shuffle,
     variable,
@@ -63,8 +62,8 @@ from minivllm_kernels.cpu_tiles import (
     SCALES,
     SCRATCH,
     ZEROS,
-    X,
     Tile,
+    X,
     emit_tiles,
 )
 
@@ -230,19 +229,22 @@ def _float(value: float) -> Any:
 def _add_dot_products(builder: Any, total: Any, word: Any, weights: Any) -> Any:
     """total + the sums of four products: of a word's unsigned bytes with the signed bytes of each of 16 words."""
 
-    def call(total: Any, x: Any, weights: Any, bits: int) -> Any:
+    def call(total: Any, x: Any, weights: Any, *, bits: int) -> Any:
         function = cgutils.get_or_insert_function(
             builder.module, ir.FunctionType(total.type, [total.type] * 3), f"llvm.x86.avx512.vpdpbusd.{bits}"
         )
         return builder.call(function, [total, x, weights])
 
     if has_feature("avx512vnni"):
-        return call(total, broadcast(builder, word), weights, 512)
+        return call(total, broadcast(builder, word), weights, bits=512)
     if has_feature("avxvnni"):
-        x = broadcast(builder, word)
-        halves = [list(range(LANES // 2)), list(range(LANES // 2, LANES))]
-        sums = [call(*(shuffle(builder, v, v, lanes) for v in (total, x, weights)), 256) for lanes in halves]
-        return shuffle(builder, *sums, list(range(LANES)))
+        operands = (total, broadcast(builder, word), weights)
+        low, high = list(range(LANES // 2)), list(range(LANES // 2, LANES))
+        first, second = (
+            call(*[shuffle(builder, operand, operand, lanes) for operand in operands], bits=256)
+            for lanes in (low, high)
+        )
+        return shuffle(builder, first, second, low + high)
     # The bytes 0 and 2, then 1 and 3, of every word in 16 bits each. LLVM knows the sums of two products (vpmaddwd).
     shorts, wide = ir.VectorType(I16, 2 * LANES), ir.VectorType(I32, 2 * LANES)
     eight = ir.Constant(shorts, [8] * 2 * LANES)
