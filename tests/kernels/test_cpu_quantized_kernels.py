@@ -207,17 +207,18 @@ def test_every_float16_is_widened_exactly() -> None:
 
 
 def test_rows_are_rounded_to_bytes_as_the_reference_does_to_the_bit() -> None:
-    size = 171
-    x = _random(60, size) * torch.logspace(-35, 36, 60)[:, None]
-    # Halves, which go to even: with a largest value of 127 the scale is 1.
-    x[3] = torch.arange(size) - 100.5
-    x[3, 0] = 127.0
-    x[5] = 0.0
+    largest = 2.0 ** torch.linspace(-110, 110, 80)
+    # What lies next to a half shows how the scale's inverse was rounded, and halves how they are.
+    halves = ((torch.arange(127) + 0.5) / (127 / largest).double()[:, None]).float()
+    below, above = halves.nextafter(torch.tensor(0.0)), halves.nextafter(largest[:, None])
+    x = torch.cat([largest[:, None], -halves, below, -above, halves], dim=1)
+    x[5], x[6] = 0.0, torch.arange(x.shape[1]) - 0.5
+    x[6, 128:] = 127.0
     codes, scales = quantize_rows_reference(x)
-    assert codes[3, 90:100].tolist() == [-10, -10, -8, -8, -6, -6, -4, -4, -2, -2]
+    assert codes[6, :8].tolist() == [0, 0, 2, 2, 4, 4, 6, 6] and (scales[6], scales[5]) == (1.0, 0.0)
     # The unit matrix shows the codes themselves.
-    packed = dynamic.pack(torch.eye(size, dtype=torch.int8), torch.ones(size))
-    for rows in (slice(0, 60), slice(3, 4), slice(4, 6)):
+    packed = dynamic.pack(torch.eye(x.shape[1], dtype=torch.int8), torch.ones(x.shape[1]))
+    for rows in (slice(0, 80), slice(3, 4), slice(4, 6)):
         assert torch.equal(dynamic.linear(x[rows], packed), codes[rows].float() * scales[rows, None])
 
 

@@ -121,9 +121,10 @@ def pack(codes: Tensor, scales: Tensor) -> PackedDynamicInt8:
 
 
 def linear(x: Tensor, packed: PackedDynamicInt8, bias: Tensor | None = None) -> Tensor:
-    """x W^T + b with x rounded by row, as the reference does it, to the bit; all outputs of a row with a NaN or an
-    infinity are NaN, and one so small (largest magnitude under 3.8e-37) that 127 over it is
-    infinite counts as zeros.
+    """x W^T + b with x rounded by row, as the reference does it, to the bit.
+
+    No output of a row with a NaN or an infinity is finite. A row whose largest magnitude is so small, under 3.8e-37,
+    that 127 over it is infinite counts as zeros.
 
     Args:
         x: [N, in] float32 contiguous, on the CPU.
@@ -188,11 +189,9 @@ def _quantize_row(typingctx: Any, a: Any, scratch: Any, row: Any) -> Any:
             value = builder.load(builder.gep(x, [builder.add(last, i)]))
             builder.store(larger(magnitude(value, I32), builder.load(largest)), largest)
 
-        bits = builder.load(largest)
-        peak = builder.bitcast(bits, F32)
-        is_finite = builder.icmp_unsigned("<", bits, _int(0x7F800000))
-        scale = builder.fdiv(peak, _float(127.0))
-        builder.store(builder.select(is_finite, scale, _float(float("nan"))), builder.gep(scales, [row]))
+        peak = builder.bitcast(builder.load(largest), F32)
+        # Of a row with a NaN or an infinity the scale is one, and whatever its codes become, so are its outputs.
+        builder.store(builder.fdiv(peak, _float(127.0)), builder.gep(scales, [row]))
         # The reference's `127 / largest` is PyTorch's: the reciprocal, rounded, times 127.
         inverse = builder.fmul(builder.fdiv(_float(1.0), peak), _float(127.0))
         is_usable = builder.fcmp_ordered("<", inverse, _float(float("inf")))
