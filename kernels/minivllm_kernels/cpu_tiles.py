@@ -10,8 +10,8 @@ the same in any batch and on any number of threads, and for floats also on any p
 
 The inner loops are written with 16 lanes and without intrinsics (but one, see `int8_dynamic_linear`). Narrow codes
 become floats without a conversion: a code's bits, where they lie in a 32-bit word, are the low bits of the fraction of
-a float whose exponent is put in front of them, and that float is 2 ** n + code. One operation for mask and exponent, one
-subtraction for 2 ** n and the code's zero, both exact.
+a float whose exponent is put in front of them, and that float is 2 ** n + code. One operation for mask and exponent,
+one subtraction for 2 ** n and the code's zero, both exact.
 """
 
 from __future__ import annotations
@@ -159,8 +159,10 @@ HIGH_SHAPES = [(m, 1) for m in range(MAX_ROWS // 2, MAX_ROWS + 1)]
 
 
 def emit_tiles(builder: Any, args: Any, shapes: list[tuple[int, int]], emit: Callable[[Tile], None]) -> None:
-    """Code for these shapes of a tile, rows by panels, and the choice. `args` is (arguments, scratch, panel, num_panels, first_row, num_rows,
-    width)."""
+    """Code for these shapes of a tile, rows by panels, and the choice.
+
+    args: (arguments, scratch, panel, num_panels, first_row, num_rows, width), all but the first int64.
+    """
     arguments, scratch, panel, num_panels, first_row, num_rows, width = args
     done = builder.append_basic_block("done")
     switch = builder.switch(builder.add(num_rows, builder.mul(num_panels, const(100))), done)
@@ -308,9 +310,12 @@ def code_tile(tile: Tile, bits: int, is_decoded: bool) -> None:
 
 
 def decode_panel(builder: Any, args: Any, bits: int) -> None:
-    """Code that writes a panel's weights, without their scales, to scratch: [in, 32] float32. `args` is (arguments,
-    scratch, panel)."""
-    tile = Tile(builder, *args, const(0), const(PANEL_WIDTH), 1, 1)
+    """Code that writes a panel's weights, without their scales, to scratch: [in, 32] float32.
+
+    args: (arguments, scratch, panel).
+    """
+    arguments, scratch, panel = args
+    tile = Tile(builder, arguments, scratch, panel, const(0), const(PANEL_WIDTH), 1, 1)
     codes, target = Codes(tile, bits), at(builder, tile.scratch, F32)
 
     def write(index: Any, weights: list[Any]) -> None:

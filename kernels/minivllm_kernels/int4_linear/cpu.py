@@ -40,6 +40,9 @@ from minivllm_kernels.cpu_tiles import (
     emit_tiles,
 )
 
+# Up to this many rows every tile makes floats of the codes for itself; beyond, a panel of codes becomes floats once.
+_MAX_DIRECT_ROWS = 2 * MAX_ROWS
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PackedInt4:
@@ -111,7 +114,8 @@ def linear(x: Tensor, packed: PackedInt4, bias: Tensor | None = None) -> Tensor:
     num_rows, num_inputs = x.shape
     assert num_inputs == packed.num_inputs, f"{num_inputs} inputs for {packed.num_inputs}"
     out = x.new_empty(num_rows, packed.num_outputs)
-    scratch = x.new_empty(num_threads() * num_inputs * PANEL_WIDTH if num_rows > 2 * MAX_ROWS else 0)
+    # A panel of floats for each thread.
+    scratch = x.new_empty(num_threads() * num_inputs * PANEL_WIDTH) if num_rows > _MAX_DIRECT_ROWS else None
     _linear(
         address(x),
         packed.panels.data_ptr(),
@@ -119,7 +123,7 @@ def linear(x: Tensor, packed: PackedInt4, bias: Tensor | None = None) -> Tensor:
         0 if packed.zeros is None else packed.zeros.data_ptr(),
         bias_address(bias, packed.num_outputs),
         address(out),
-        scratch.data_ptr(),
+        0 if scratch is None else scratch.data_ptr(),
         num_rows,
         num_inputs,
         packed.num_outputs,
@@ -152,7 +156,7 @@ def _decode(typingctx: Any, a: Any, scratch: Any, panel: Any) -> Any:
 @cpu_kernel(NUM_ARGUMENTS)
 def _linear(a: Any) -> None:
     num_rows, num_outputs, num_threads = a[NUM_ROWS], a[NUM_OUTPUTS], a[NUM_ARGUMENTS]
-    if num_rows <= 2 * MAX_ROWS:
+    if num_rows <= _MAX_DIRECT_ROWS:
         each_tile(_tile, a, 0, num_rows, num_outputs, num_threads, PANEL_WIDTH, MAX_ROWS, MAX_PAIR_ROWS)
     else:
         each_prepared_tile(

@@ -121,9 +121,10 @@ def pack(codes: Tensor, scales: Tensor) -> PackedDynamicInt8:
 
 
 def linear(x: Tensor, packed: PackedDynamicInt8, bias: Tensor | None = None) -> Tensor:
-    """x W^T + b with x rounded by row, as the reference does it, to the bit; all outputs of a row with a NaN or an
-    infinity are NaN, and one so small (largest magnitude under 3.8e-37) that 127 over it is
-    infinite counts as zeros.
+    """x W^T + b with x rounded by row, as the reference does it, to the bit.
+
+    No output of a row with a NaN or an infinity is finite. A row whose largest magnitude is so small, under 3.8e-37,
+    that 127 over it is infinite counts as zeros.
 
     Args:
         x: [N, in] float32 contiguous, on the CPU.
@@ -188,11 +189,9 @@ def _quantize_row(typingctx: Any, a: Any, scratch: Any, row: Any) -> Any:
             value = builder.load(builder.gep(x, [builder.add(last, i)]))
             builder.store(larger(magnitude(value, I32), builder.load(largest)), largest)
 
-        bits = builder.load(largest)
-        peak = builder.bitcast(bits, F32)
-        is_finite = builder.icmp_unsigned("<", bits, _int(0x7F800000))
-        scale = builder.fdiv(peak, _float(127.0))
-        builder.store(builder.select(is_finite, scale, _float(float("nan"))), builder.gep(scales, [row]))
+        peak = builder.bitcast(builder.load(largest), F32)
+        # Of a row with a NaN or an infinity the scale is one, and whatever its codes become, so are its outputs.
+        builder.store(builder.fdiv(peak, _float(127.0)), builder.gep(scales, [row]))
         # The reference's `127 / largest` is PyTorch's: the reciprocal, rounded, times 127.
         inverse = builder.fmul(builder.fdiv(_float(1.0), peak), _float(127.0))
         is_usable = builder.fcmp_ordered("<", inverse, _float(float("inf")))
@@ -229,19 +228,22 @@ def _float(value: float) -> Any:
 def _add_dot_products(builder: Any, total: Any, word: Any, weights: Any) -> Any:
     """total + the sums of four products: of a word's unsigned bytes with the signed bytes of each of 16 words."""
 
-    def call(total: Any, x: Any, weights: Any, bits: int) -> Any:
+    def call(total: Any, x: Any, weights: Any, *, bits: int) -> Any:
         function = cgutils.get_or_insert_function(
             builder.module, ir.FunctionType(total.type, [total.type] * 3), f"llvm.x86.avx512.vpdpbusd.{bits}"
         )
         return builder.call(function, [total, x, weights])
 
     if has_feature("avx512vnni"):
-        return call(total, broadcast(builder, word), weights, 512)
+        return call(total, broadcast(builder, word), weights, bits=512)
     if has_feature("avxvnni"):
-        x = broadcast(builder, word)
-        halves = [list(range(LANES // 2)), list(range(LANES // 2, LANES))]
-        sums = [call(*(shuffle(builder, v, v, lanes) for v in (total, x, weights)), 256) for lanes in halves]
-        return shuffle(builder, *sums, list(range(LANES)))
+        operands = (total, broadcast(builder, word), weights)
+        low, high = list(range(LANES // 2)), list(range(LANES // 2, LANES))
+        first, second = (
+            call(*[shuffle(builder, operand, operand, lanes) for operand in operands], bits=256)
+            for lanes in (low, high)
+        )
+        return shuffle(builder, first, second, low + high)
     # The bytes 0 and 2, then 1 and 3, of every word in 16 bits each. LLVM knows the sums of two products (vpmaddwd).
     shorts, wide = ir.VectorType(I16, 2 * LANES), ir.VectorType(I32, 2 * LANES)
     eight = ir.Constant(shorts, [8] * 2 * LANES)
