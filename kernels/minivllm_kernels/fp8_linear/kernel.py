@@ -69,8 +69,25 @@ def linear(
     Returns:
         [N, out] contiguous, in the dtype of x.
     """
-    codes, scales = quantize_rows(x, input_scale)
     config = config or choose_config(
         len(x), *packed.codes.shape, num_sms=num_sms_of(x.device), wide_sums=True, batch_invariant=batch_invariant
     )
-    return both.product(codes, scales, packed, bias, x.dtype, config)
+    return both.product(*quantize_rows(x, input_scale), packed, bias, x.dtype, config)
+
+
+def specialisations() -> Iterator[Specialisation]:
+    """Of Qwen3-8B, of Qwen3-0.6B and of the reference model, at each number of rows that has tiles of its own."""
+    half, brain, hopper = torch.float16, torch.bfloat16, (90,)
+    for dtype, num_rows, num_out, num_in in (
+        (brain, 1, 4096, 4096),
+        (brain, 32, 24_576, 4096),
+        (brain, 64, 4096, 4096),
+        (half, 128, 6144, 1024),
+        (brain, 2048, 24_576, 4096),
+        (half, 1, 256, 704),
+    ):
+        yield from both.specialise("fp8_linear", pack, linear, dtype, num_rows, num_out, num_in, architectures=hopper)
+    yield from both.specialise(
+        "fp8_linear", pack, linear, brain, 8, 4096, 4096, what="invariant-", architectures=hopper, batch_invariant=True
+    )
+    yield from both.specialise_quantize("fp8_linear", quantize_rows, brain, 12_288, architectures=hopper)

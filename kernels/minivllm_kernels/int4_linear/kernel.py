@@ -28,7 +28,9 @@ if TYPE_CHECKING:
     from minivllm_kernels.ahead_of_time import Specialisation
 
 
-def pack(codes: Tensor, scales: Tensor, zeros: Tensor | None = None, *, dtype: torch.dtype | None = None) -> PackedCodes:
+def pack(
+    codes: Tensor, scales: Tensor, zeros: Tensor | None = None, *, dtype: torch.dtype | None = None
+) -> PackedCodes:
     """Lay a weight out for `linear`, once.
 
     Args:
@@ -92,14 +94,12 @@ def specialisations() -> Iterator[Specialisation]:
     for num_rows in (1, 32, 64):
         yield from _spec(num_rows, 4096, 4096, 128, brain)
     yield from _spec(1, 24_576, 4096, 128, brain)
-    yield from _spec(64, 4096, 12_288, 128, brain)
     yield from _spec(512, 6144, 4096, 128, brain, "dequantize")
     yield from _spec(8, 4096, 4096, 128, brain, "invariant", batch_invariant=True)
     # The asymmetric, and the smaller models.
     yield from _spec(64, 4096, 4096, 32, brain, zeros=True)
     yield from _spec(32, 1024, 3072, 64, brain, zeros=True)
     yield from _spec(1, 6144, 1024, 128, half, zeros=True)
-    yield from _spec(64, 1024, 2048, 128, half)
     yield from _spec(1, 1408, 256, 32, half, zeros=True)
     yield from _spec(512, 256, 704, 64, half, "dequantize", zeros=True)
     yield from _spec(1, 256, 704, 704, half, "bias", bias=True)

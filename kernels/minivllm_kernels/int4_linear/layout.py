@@ -73,10 +73,11 @@ def pack_codes(codes: Tensor, scales: Tensor, zeros: Tensor | None, *, bits: int
     num_out, num_in = codes.shape
     num_groups = scales.shape[1]
     group_size = num_in // num_groups
-    if num_groups * group_size != num_in or not (num_groups == 1 or group_size in (32, 64) or group_size % STRETCH == 0):
+    fits = num_groups == 1 or group_size in (32, 64) or group_size % STRETCH == 0
+    if num_groups * group_size != num_in or not fits:
         raise ValueError(
-            f"quantization.group_size={num_in / num_groups:g} of {num_in} inputs: must be 32, 64, a multiple of 128, or "
-            f"all inputs"
+            f"quantization.group_size={num_in / num_groups:g} of {num_in} inputs: must be 32, 64, a multiple of 128, "
+            f"or all inputs"
         )
     # Whole stretches of groups; a row in one piece has no second scale.
     num_padded = num_groups if num_groups == 1 else -(-num_in // STRETCH) * STRETCH // group_size
@@ -105,6 +106,8 @@ def _pack_words(codes: Tensor, bits: int) -> Tensor:
     words = torch.zeros(
         (num_stretches, padded_out(num_out), STRETCH // num_slices), dtype=torch.int32, device=codes.device
     )
+    # The kernel counts words in 32 bits.
+    assert words.numel() < 2**31, codes.shape
     padded = F.pad(codes.view(torch.uint8), (0, num_stretches * STRETCH - num_in))
     slices = padded.view(num_out, num_stretches, num_slices, STRETCH // num_slices).permute(2, 1, 0, 3)
     mask = (1 << bits) - 1

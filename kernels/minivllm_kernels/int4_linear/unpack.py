@@ -14,6 +14,7 @@ import torch
 # lop3's table for (a & b) | c, and for (a & b) ^ c.
 _AND_OR, _AND_XOR = "0xea", "0x6a"
 
+
 @cache
 def unpack_ptx(bits: int, dtype: torch.dtype, *, has_zeros: bool) -> str:
     """From two words, neighbours in a row, a register for each slice: with its code in the first, and in the second.

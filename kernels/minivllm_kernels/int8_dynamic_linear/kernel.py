@@ -1,9 +1,9 @@
 """How a GPU multiplies 8-bit integers (W8A8): rows are rounded by one kernel, and multiplied by another.
 
-The floor of few rows on an H200 is the weight at 4.3 TB/s: [4096, 4096] 3.9 us, [24576, 4096] 23.4, half of bfloat16's.
-That of many is arithmetic: 1979 T/s on paper, twice bfloat16's; 1.3 times the 700 TFLOP/s that cuBLAS reaches in bfloat16
-are 910, and what the tiles read from L2 allows 940 at 5.5 TB/s. Rounding 2048 rows of 4096 reads and writes 25 MB, 6 us,
-beside 590 us of [24576, 4096] in bfloat16. Arithmetic on the tiles, not yet a measurement.
+Few rows have the weight as their floor, at an H200's 4.3 TB/s [4096, 4096] 3.9 us, [24576, 4096] 23.4, half of
+bfloat16's. Many are bound by arithmetic: 1979 T/s on paper, twice bfloat16's. 1.3 times the 700 TFLOP/s that cuBLAS
+reaches in bfloat16 are 910, and what the tiles read from L2 allows 940 at 5.5 TB/s. Rounding 2048 rows of 4096 moves
+25 MB, 6 us, beside 590 us of [24576, 4096] in bfloat16. Arithmetic on the tiles, not yet a measurement.
 """
 
 from __future__ import annotations
@@ -70,22 +70,25 @@ def linear(
     Returns:
         [N, out] contiguous, in the dtype of x.
     """
-    codes, scales = quantize_rows(x, input_scale)
     config = config or choose_config(len(x), *packed.codes.shape, num_sms=num_sms_of(x.device), wide_sums=False)
-    return both.product(codes, scales, packed, bias, x.dtype, config)
+    return both.product(*quantize_rows(x, input_scale), packed, bias, x.dtype, config)
 
 
 def specialisations() -> Iterator[Specialisation]:
     """Of Qwen3-8B, of Qwen3-0.6B and of the reference model, at each number of rows that has tiles of its own."""
-    from minivllm_kernels.ahead_of_time import launches_of
-
     half, brain = torch.float16, torch.bfloat16
-
-    def of(num_rows: int, num_out: int, num_in: int, dtype: torch.dtype, **more: Any) -> Iterator[Specialisation]:
-        packed = pack(
-            torch.empty(num_out, num_in, dtype=torch.int8, device="meta"), torch.empty(num_out, device="meta")
-        )
-        x = torch.empty(num_rows, num_in, dtype=dtype, device="meta")
-        name = f"int8_dynamic_linear-{str(dtype).removeprefix('torch.')}-{num_out}x{num_in}-N{num_rows}"
-        launches = [(both.product, wgmma_of) for wgmma_of in (True,)]
-        raise NotImplementedError
+    for dtype, num_rows, num_out, num_in in (
+        (brain, 1, 4096, 4096),
+        (brain, 32, 4096, 12_288),
+        (brain, 64, 4096, 4096),
+        (half, 128, 6144, 1024),
+        (half, 1, 256, 704),
+    ):
+        yield from both.specialise("int8_dynamic_linear", pack, linear, dtype, num_rows, num_out, num_in)
+    # Half of the registers are the 128 x 256 sums. Ampere's mma takes its operands from registers too.
+    many = ("int8_dynamic_linear", pack, linear, brain, 2048, 24_576, 4096)
+    yield from both.specialise(*many, what="ampere-", max_spill_bytes=48, architectures=(80,))
+    yield from both.specialise(*many, architectures=(90,))
+    for dtype, num_in in ((brain, 4096), (half, 704), (brain, 12_288)):
+        yield from both.specialise_quantize("int8_dynamic_linear", quantize_rows, dtype, num_in)
+    yield from both.specialise_quantize("int8_dynamic_linear", quantize_rows, brain, 1024, with_scale=True)

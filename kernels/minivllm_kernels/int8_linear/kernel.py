@@ -1,8 +1,8 @@
 """How a GPU multiplies by a weight of 8-bit codes (W8A16), by the kernel and the rules of `int4_linear`.
 
 A tile of 64 outputs and 128 inputs is 8 KB, twice that of 4-bit codes; unpacking is the same. The floor on an H200 at
-4.3 TB/s is half of bfloat16's: [4096, 4096] 3.9 us, [6144, 4096] 5.9, [4096, 12288] 11.7, [24576, 4096] 23.4. Arithmetic,
-not yet a measurement.
+4.3 TB/s is half of bfloat16's: [4096, 4096] 3.9 us, [6144, 4096] 5.9, [4096, 12288] 11.7, [24576, 4096] 23.4.
+Arithmetic, not yet a measurement.
 """
 
 from __future__ import annotations

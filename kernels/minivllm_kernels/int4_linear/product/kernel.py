@@ -9,8 +9,8 @@ asynchronous copies; and few rows are padded to 16 columns, not to 64 rows. Ampe
   and a conversion each would be 4.
 - Scales multiply the sum of each group in float32, not the codes: operands stay whole numbers, and with 16 rows and
   groups of 128 that is an eighth of an instruction a code, where scaling codes is a half. At 64 rows it is a half too,
-  at 128 one, beside a tile's product that is then bound by the tensor cores. Its price is that a warpgroup waits for its
-  product after each group; the other programs of an SM fill that.
+  at 128 one, beside a tile's product that is then bound by the tensor cores. The price is that a warpgroup waits for
+  its product after each group; the other programs of an SM fill that.
 - Words, scales and zeros all travel by asynchronous copies some stages ahead. As they lie in memory (`layout`), no
   thread moves a code to another: the loop has no shuffle and stores nothing to shared memory.
 - Few rows are split along the inputs so that all SMs read. The last program of a tile to arrive adds the splits up in
@@ -115,58 +115,60 @@ def _constants(packed: PackedCodes) -> dict[str, Any]:
 
 
 @triton.jit
-def _rows_at(ptr, first_row, DTYPE: tl.constexpr, N: tl.constexpr):
+def _rows_at(ptr, first_row, dtype: tl.constexpr, N: tl.constexpr):
     """Where scales or zeros of N rows lie in the first group."""
-    if DTYPE == tl.float32:
+    if dtype == tl.float32:
         return ptr + first_row + tl.arange(0, N)
     else:
         return ptr + first_row // 2 + tl.arange(0, N // 16)[:, None] * 8 + tl.arange(0, 8)[None, :]
 
 
 @triton.jit
-def _load_rows(at, DTYPE: tl.constexpr, N: tl.constexpr):
+def _load_rows(at, dtype: tl.constexpr, N: tl.constexpr):
     """[N, 1] scales or zeros: the halves of word j are rows j and j + 8 of 16. float32 has no words."""
     words = tl.load(at)
-    if DTYPE == tl.float32:
+    if dtype == tl.float32:
         return words[:, None]
     else:
-        low = (words & 0xFFFF).to(tl.int16).to(DTYPE, bitcast=True)
-        high = (words >> 16).to(tl.int16).to(DTYPE, bitcast=True)
+        low = (words & 0xFFFF).to(tl.int16).to(dtype, bitcast=True)
+        high = (words >> 16).to(tl.int16).to(dtype, bitcast=True)
         return tl.reshape(tl.permute(tl.join(low, high), (0, 2, 1)), (N, 1))
 
 
 @triton.jit
-def _slice(words, zero, S: tl.constexpr, BITS: tl.constexpr, DTYPE: tl.constexpr):
+def _slice(words, zero, S: tl.constexpr, BITS: tl.constexpr, dtype: tl.constexpr):
     """One slice in Triton's own words."""
     if BITS == 4:
-        return ((words >> (4 * S)) & 15).to(DTYPE) - zero
+        return ((words >> (4 * S)) & 15).to(dtype) - zero
     else:
-        return ((words << (24 - 8 * S)) >> 24).to(DTYPE)
+        return ((words << (24 - 8 * S)) >> 24).to(dtype)
 
 
 @triton.jit
-def _unpack_4_bits(words, zeros_at, GROUP_STRIDE: tl.constexpr, GROUPS: tl.constexpr, ASM: tl.constexpr, DTYPE: tl.constexpr):
+def _unpack_4_bits(
+    words, zeros_at, GROUP_STRIDE: tl.constexpr, GROUPS: tl.constexpr, ASM: tl.constexpr, dtype: tl.constexpr
+):
     """[N, 16] words -> eight slices [N, 16], less their zeros. `zeros_at`: of the stretch's first group, or None."""
     N: tl.constexpr = words.shape[0]
     if zeros_at is not None:
         # Of each quarter of the slices.
-        z_0 = _load_rows(zeros_at, DTYPE, N)
+        z_0 = _load_rows(zeros_at, dtype, N)
         z_1, z_2, z_3 = z_0, z_0, z_0
         if GROUPS == 2:
-            z_2 = _load_rows(zeros_at + GROUP_STRIDE, DTYPE, N)
+            z_2 = _load_rows(zeros_at + GROUP_STRIDE, dtype, N)
             z_3 = z_2
         elif GROUPS == 4:
-            z_1 = _load_rows(zeros_at + GROUP_STRIDE, DTYPE, N)
-            z_2 = _load_rows(zeros_at + 2 * GROUP_STRIDE, DTYPE, N)
-            z_3 = _load_rows(zeros_at + 3 * GROUP_STRIDE, DTYPE, N)
+            z_1 = _load_rows(zeros_at + GROUP_STRIDE, dtype, N)
+            z_2 = _load_rows(zeros_at + 2 * GROUP_STRIDE, dtype, N)
+            z_3 = _load_rows(zeros_at + 3 * GROUP_STRIDE, dtype, N)
     if ASM is None:
         if zeros_at is None:
             z_0, z_1, z_2, z_3 = 8.0, 8.0, 8.0, 8.0
         return (
-            _slice(words, z_0, 0, 4, DTYPE), _slice(words, z_0, 1, 4, DTYPE),
-            _slice(words, z_1, 2, 4, DTYPE), _slice(words, z_1, 3, 4, DTYPE),
-            _slice(words, z_2, 4, 4, DTYPE), _slice(words, z_2, 5, 4, DTYPE),
-            _slice(words, z_3, 6, 4, DTYPE), _slice(words, z_3, 7, 4, DTYPE),
+            _slice(words, z_0, 0, 4, dtype), _slice(words, z_0, 1, 4, dtype),
+            _slice(words, z_1, 2, 4, dtype), _slice(words, z_1, 3, 4, dtype),
+            _slice(words, z_2, 4, 4, dtype), _slice(words, z_2, 5, 4, dtype),
+            _slice(words, z_3, 6, 4, dtype), _slice(words, z_3, 7, 4, dtype),
         )  # fmt: skip
     elif zeros_at is None:
         return tl.inline_asm_elementwise(
@@ -174,31 +176,29 @@ def _unpack_4_bits(words, zeros_at, GROUP_STRIDE: tl.constexpr, GROUPS: tl.const
             dtype=(tl.int16,) * 8, is_pure=True, pack=2,
         )  # fmt: skip
     else:
-        unit: tl.constexpr = 1024.0 if DTYPE == tl.float16 else 128.0
+        unit: tl.constexpr = 1024.0 if dtype == tl.float16 else 128.0
         return tl.inline_asm_elementwise(
             ASM, "=r,=r,=r,=r,=r,=r,=r,=r,r,r,r,r,r,r",
-            [words, (-unit - z_0).to(DTYPE), (-unit - z_1).to(DTYPE), (-unit - z_2).to(DTYPE), (-unit - z_3).to(DTYPE)],
+            [words, (-unit - z_0).to(dtype), (-unit - z_1).to(dtype), (-unit - z_2).to(dtype), (-unit - z_3).to(dtype)],
             dtype=(tl.int16,) * 8, is_pure=True, pack=2,
         )  # fmt: skip
 
 
 @triton.jit
-def _unpack_8_bits(words, ASM: tl.constexpr, DTYPE: tl.constexpr):
+def _unpack_8_bits(words, ASM: tl.constexpr, dtype: tl.constexpr):
     """[N, 32] words -> four slices [N, 32]."""
     if ASM is None:
         return (
-            _slice(words, None, 0, 8, DTYPE), _slice(words, None, 1, 8, DTYPE),
-            _slice(words, None, 2, 8, DTYPE), _slice(words, None, 3, 8, DTYPE),
+            _slice(words, None, 0, 8, dtype), _slice(words, None, 1, 8, dtype),
+            _slice(words, None, 2, 8, dtype), _slice(words, None, 3, 8, dtype),
         )  # fmt: skip
     else:
-        return tl.inline_asm_elementwise(
-            ASM, "=r,=r,=r,=r,r,r", [words], dtype=(tl.int16,) * 4, is_pure=True, pack=2
-        )
+        return tl.inline_asm_elementwise(ASM, "=r,=r,=r,=r,r,r", [words], dtype=(tl.int16,) * 4, is_pure=True, pack=2)
 
 
 @triton.jit
-def _side_by_side(slices, FIRST: tl.constexpr, COUNT: tl.constexpr, DTYPE: tl.constexpr):
-    """Some neighbouring slices, [N, J] each, as [N, COUNT * J]. Tensor cores want them in the threads that have them."""
+def _side_by_side(slices, FIRST: tl.constexpr, COUNT: tl.constexpr, dtype: tl.constexpr):
+    """Neighbouring slices, [N, J] each, as [N, COUNT * J]: tensor cores want them in the threads that have them."""
     N: tl.constexpr = slices[0].shape[0]
     J: tl.constexpr = slices[0].shape[1]
     if COUNT == 1:
@@ -214,7 +214,7 @@ def _side_by_side(slices, FIRST: tl.constexpr, COUNT: tl.constexpr, DTYPE: tl.co
         odd = tl.join(tl.join(slices[1], slices[5]), tl.join(slices[3], slices[7]))
         wide = tl.reshape(tl.permute(tl.join(even, odd), (0, 2, 3, 4, 1)), (N, 8 * J))
     # What PTX returns is the bits.
-    return wide.to(DTYPE, bitcast=True)
+    return wide.to(dtype, bitcast=True)
 
 
 @triton.jit
@@ -254,16 +254,16 @@ def _product(
     BITS: tl.constexpr, ASM: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, GROUP_M: tl.constexpr,
     MERGE_SPLITS: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    DTYPE: tl.constexpr = x_ptr.dtype.element_ty
+    dtype: tl.constexpr = x_ptr.dtype.element_ty
     NUM_N: tl.constexpr = (OUT + BLOCK_N - 1) // BLOCK_N
     # In memory: words of a row's stretch, and elements of a group of scales.
     WORDS: tl.constexpr = STRETCH * BITS // 32
-    SCALES: tl.constexpr = PADDED if DTYPE == tl.float32 else PADDED // 2
+    SCALES: tl.constexpr = PADDED if dtype == tl.float32 else PADDED // 2
     NUM_STRETCHES: tl.constexpr = (IN + STRETCH - 1) // STRETCH
     ONE_GROUP: tl.constexpr = GROUP_SIZE == IN
     GROUPS: tl.constexpr = 1 if ONE_GROUP or GROUP_SIZE > STRETCH else STRETCH // GROUP_SIZE
     # Inputs of a product: a group's share of a stretch; in float32 fewer, which is what registers hold.
-    DOT_K: tl.constexpr = 32 if DTYPE == tl.float32 else STRETCH // GROUPS
+    DOT_K: tl.constexpr = 32 if dtype == tl.float32 else STRETCH // GROUPS
     # Slices of a product.
     COUNT: tl.constexpr = DOT_K // WORDS
 
@@ -289,7 +289,7 @@ def _product(
     # [DOT_K, BLOCK_M], transposed by its addresses.
     x_at = x_ptr + offs_m[None, :] * stride_x + offs_k[:, None]
     words_at = words_ptr + offs_n[:, None] * WORDS + tl.arange(0, WORDS)[None, :]
-    scales_at = _rows_at(scales_ptr, first_n, DTYPE, BLOCK_N)
+    scales_at = _rows_at(scales_ptr, first_n, dtype, BLOCK_N)
     acc = tl.zeros((BLOCK_N, BLOCK_M), dtype=tl.float32)
     for stretch in tl.range(first, end, num_stages=STAGES):
         words = tl.load(words_at + stretch * (PADDED * WORDS))
@@ -297,12 +297,12 @@ def _product(
         if BITS == 4:
             zeros_at = None
             if zeros_ptr is not None:
-                zeros_at = _rows_at(zeros_ptr, first_n, DTYPE, BLOCK_N) + first_group * SCALES
-            slices = _unpack_4_bits(words, zeros_at, SCALES, GROUPS, ASM, DTYPE)
+                zeros_at = _rows_at(zeros_ptr, first_n, dtype, BLOCK_N) + first_group * SCALES
+            slices = _unpack_4_bits(words, zeros_at, SCALES, GROUPS, ASM, dtype)
         else:
-            slices = _unpack_8_bits(words, ASM, DTYPE)
+            slices = _unpack_8_bits(words, ASM, dtype)
         for part in tl.static_range(STRETCH // DOT_K):
-            weight = _side_by_side(slices, part * COUNT, COUNT, DTYPE)
+            weight = _side_by_side(slices, part * COUNT, COUNT, dtype)
             mask = mask_m
             if IN % STRETCH != 0:
                 mask = mask_m & (offs_k < IN - stretch * STRETCH - part * DOT_K)[:, None]
@@ -311,10 +311,10 @@ def _product(
                 acc = tl.dot(weight, x, acc, input_precision="ieee")
             else:
                 of_part = scales_at + (first_group + part * DOT_K * GROUPS // STRETCH) * SCALES
-                scale = _load_rows(of_part, DTYPE, BLOCK_N).to(tl.float32)
+                scale = _load_rows(of_part, dtype, BLOCK_N).to(tl.float32)
                 acc += tl.dot(weight, x, input_precision="ieee") * scale
     if ONE_GROUP:
-        acc *= _load_rows(scales_at, DTYPE, BLOCK_N).to(tl.float32)
+        acc *= _load_rows(scales_at, dtype, BLOCK_N).to(tl.float32)
 
     is_last = True
     if partial_ptr is not None:
@@ -323,7 +323,7 @@ def _product(
         if bias_ptr is not None:
             acc += tl.load(bias_ptr + tl.minimum(offs_n, OUT - 1)).to(tl.float32)[:, None]
         mask = mask_m if OUT % BLOCK_N == 0 else mask_m & (offs_n < OUT)[:, None]
-        tl.store(out_ptr + offs_m[None, :] * OUT + offs_n[:, None], acc.to(DTYPE), mask=mask)
+        tl.store(out_ptr + offs_m[None, :] * OUT + offs_n[:, None], acc.to(dtype), mask=mask)
 
 
 @triton.jit
@@ -333,9 +333,9 @@ def _dequantize(
     BITS: tl.constexpr, ASM: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """One stretch of BLOCK_N outputs."""
-    DTYPE: tl.constexpr = out_ptr.dtype.element_ty
+    dtype: tl.constexpr = out_ptr.dtype.element_ty
     WORDS: tl.constexpr = STRETCH * BITS // 32
-    SCALES: tl.constexpr = PADDED if DTYPE == tl.float32 else PADDED // 2
+    SCALES: tl.constexpr = PADDED if dtype == tl.float32 else PADDED // 2
     ONE_GROUP: tl.constexpr = GROUP_SIZE == IN
     GROUPS: tl.constexpr = 1 if ONE_GROUP or GROUP_SIZE > STRETCH else STRETCH // GROUP_SIZE
     GROUP_K: tl.constexpr = STRETCH // GROUPS
@@ -346,17 +346,17 @@ def _dequantize(
     offs_k = tl.arange(0, GROUP_K)
     words = tl.load(words_ptr + (stretch * PADDED + offs_n[:, None]) * WORDS + tl.arange(0, WORDS)[None, :])
     first_group = 0 if ONE_GROUP else stretch * STRETCH // GROUP_SIZE
-    scales_at = _rows_at(scales_ptr, first_n, DTYPE, BLOCK_N) + first_group * SCALES
+    scales_at = _rows_at(scales_ptr, first_n, dtype, BLOCK_N) + first_group * SCALES
     if BITS == 4:
         zeros_at = None
         if zeros_ptr is not None:
-            zeros_at = _rows_at(zeros_ptr, first_n, DTYPE, BLOCK_N) + first_group * SCALES
-        slices = _unpack_4_bits(words, zeros_at, SCALES, GROUPS, ASM, DTYPE)
+            zeros_at = _rows_at(zeros_ptr, first_n, dtype, BLOCK_N) + first_group * SCALES
+        slices = _unpack_4_bits(words, zeros_at, SCALES, GROUPS, ASM, dtype)
     else:
-        slices = _unpack_8_bits(words, ASM, DTYPE)
+        slices = _unpack_8_bits(words, ASM, dtype)
     for part in tl.static_range(GROUPS):
-        codes = _side_by_side(slices, part * COUNT, COUNT, DTYPE).to(tl.float32)
-        weight = (codes * _load_rows(scales_at + part * SCALES, DTYPE, BLOCK_N).to(tl.float32)).to(DTYPE)
+        codes = _side_by_side(slices, part * COUNT, COUNT, dtype).to(tl.float32)
+        weight = (codes * _load_rows(scales_at + part * SCALES, dtype, BLOCK_N).to(tl.float32)).to(dtype)
         columns = stretch * STRETCH + part * GROUP_K + offs_k
         mask = (offs_n < OUT)[:, None] & (columns < IN)[None, :]
         tl.store(out_ptr + offs_n[:, None] * IN + columns[None, :], weight, mask=mask)

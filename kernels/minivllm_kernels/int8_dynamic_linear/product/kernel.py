@@ -12,6 +12,9 @@ sums are added in float32: 128 x 128 additions beside 128 x 128 x 128 products, 
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
 import torch
 import triton
 import triton.language as tl
@@ -20,6 +23,9 @@ from torch import Tensor
 from minivllm_kernels.int4_linear.layout import NUM_COUNTERS
 from minivllm_kernels.int4_linear.product.kernel import merge_splits, num_merged
 from minivllm_kernels.int8_dynamic_linear.config import BLOCK_K, EightBitConfig, PackedRows
+
+if TYPE_CHECKING:
+    from minivllm_kernels.ahead_of_time import Specialisation
 
 # Tiles of rows whose programs follow each other, so that they share outputs in L2.
 _GROUP_M = 16
@@ -52,8 +58,9 @@ def quantize_rows(x: Tensor, input_scale: Tensor | None, dtype: torch.dtype) -> 
 
 
 def product(
-    x_codes: Tensor, x_scales: Tensor, packed: PackedRows, bias: Tensor | None, dtype: torch.dtype, config: EightBitConfig
-) -> Tensor:
+    x_codes: Tensor, x_scales: Tensor, packed: PackedRows, bias: Tensor | None, dtype: torch.dtype,
+    config: EightBitConfig,
+) -> Tensor:  # fmt: skip
     """scale_x * scale_w * (x_codes W_codes^T) + b: [N, out] of `dtype`."""
     (num_rows, num_in), num_out = x_codes.shape, len(packed.codes)
     assert packed.codes.shape[1] == num_in and packed.codes.dtype is x_codes.dtype
@@ -189,3 +196,34 @@ def _product(
         mask = mask_m if OUT % BLOCK_N == 0 else mask_m & (offs_n < OUT)[:, None]
         out_at = out_ptr + offs_m[None, :] * OUT + offs_n[:, None]
         tl.store(out_at, result.to(out_ptr.dtype.element_ty), mask=mask)
+
+
+def specialise(
+    op: str, pack: Callable[..., PackedRows], linear: Callable[..., Tensor], dtype: torch.dtype, num_rows: int,
+    num_out: int, num_in: int, *, what: str = "", batch_invariant: bool = False, **budget: Any,
+) -> Iterator[Specialisation]:  # fmt: skip
+    """The product that `linear` launches for a weight of the op's kind; the rounding has its own."""
+    from minivllm_kernels.ahead_of_time import launches_of
+
+    kind = torch.int8 if op == "int8_dynamic_linear" else torch.float8_e4m3fn
+    packed = pack(torch.empty(num_out, num_in, dtype=kind, device="meta"), torch.empty(num_out, device="meta"))
+    x = torch.empty(num_rows, num_in, dtype=dtype, device="meta")
+    name = f"{op}-{str(dtype).removeprefix('torch.')}-{num_out}x{num_in}-{what}N{num_rows}"
+    if batch_invariant:
+        budget["batch_invariant"] = True
+    for one in launches_of(name, linear, x, packed, wgmma=True, **budget):
+        if one.kernel is _product:
+            yield one
+
+
+def specialise_quantize(
+    op: str, quantize: Callable[..., object], dtype: torch.dtype, num_in: int, *, with_scale: bool = False,
+    **budget: Any,
+) -> Iterator[Specialisation]:  # fmt: skip
+    """The rounding of rows of so many inputs."""
+    from minivllm_kernels.ahead_of_time import launches_of
+
+    x = torch.empty(8, num_in, dtype=dtype, device="meta")
+    scale = torch.empty(1, device="meta") if with_scale else None
+    name = f"{op}-quantize-{str(dtype).removeprefix('torch.')}-{num_in}{'-scale' if with_scale else ''}"
+    yield from launches_of(name, quantize, x, scale, **budget)
