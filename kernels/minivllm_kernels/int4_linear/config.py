@@ -103,7 +103,7 @@ def choose_splits(*, num_tiles: int, num_steps: int, programs: int, overhead: in
     """
 
     def cost(num_splits: int) -> float:
-        of_an_sm = -(-num_tiles * num_splits // num_sms)
+        of_an_sm = max(1, -(-num_tiles * num_splits // num_sms))
         return of_an_sm * (-(-num_steps // num_splits) + overhead) * max(1.0, programs / of_an_sm)
 
     # The least of those that cost the same.

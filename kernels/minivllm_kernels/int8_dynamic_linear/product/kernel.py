@@ -113,7 +113,7 @@ def _quantize_rows(
         largest = bits.to(tl.float32, bitcast=True)
         scale = tl.div_rn(largest, tl.full((1,), LARGEST, tl.float32))
         # By the inverse, as PyTorch divides a number by a tensor.
-        inverse = tl.where(largest > 0, tl.div_rn(tl.full((1,), 1.0, tl.float32), largest) * LARGEST, 0.0)
+        inverse = tl.div_rn(tl.full((1,), 1.0, tl.float32), tl.where(largest > 0, largest, 1.0)) * LARGEST
     else:
         scale = tl.load(input_scale_ptr + tl.arange(0, 1)).to(tl.float32)
         inverse = tl.div_rn(tl.full((1,), 1.0, tl.float32), scale)
@@ -131,6 +131,8 @@ def _quantize_rows(
         if LARGEST != 127.0:
             unit = tl.maximum((x.to(tl.int32, bitcast=True) & 0x7F800000).to(tl.float32, bitcast=True), 0.015625) / 8
         codes = (x + unit * 12582912.0) - unit * 12582912.0
+        # Zeros with their sign.
+        codes = tl.where(codes == 0, x * 0.0, codes)
     tl.store(codes_ptr + row * IN + offs, codes.to(codes_ptr.dtype.element_ty), mask=offs < IN)
     tl.store(scales_ptr + row + tl.arange(0, 1), scale)
 
