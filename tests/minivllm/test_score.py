@@ -125,9 +125,7 @@ def test_a_busy_engine_is_refused(folder: Path) -> None:
     llm = _make_llm(folder)
     (request_id,) = llm.engine.add_request(TEXT, GREEDY)
     for _ in range(2):
-        with pytest.raises(
-            ValueError, match=r"^score: the engine has unfinished requests: finish or abort"
-        ):
+        with pytest.raises(ValueError, match=r"^score: the engine has unfinished requests: finish or abort"):
             llm.score(TEXT)
         llm.engine.step()
     llm.engine.abort(request_id)
