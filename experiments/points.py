@@ -12,7 +12,16 @@ from typing import Any
 
 from experiments.errors import CommandError
 from experiments.quality.settings import QualityConfig
-from minivllm.config import CacheConfig, Component, EngineConfig, ExecutionConfig, ModelConfig, SchedulerConfig, require
+from minivllm.config import (
+    CacheConfig,
+    Component,
+    EngineConfig,
+    ExecutionConfig,
+    ModelConfig,
+    QuantizationConfig,
+    SchedulerConfig,
+    require,
+)
 from minivllm.sampling_params import SamplingParams
 
 # The keys of a resolved config; anything else was added by mistake.
@@ -20,6 +29,7 @@ GROUPS = (
     "model",
     "scheduler",
     "cache",
+    "quantization",
     "attention",
     "execution",
     "workload",
@@ -132,12 +142,18 @@ def freeze(config: Mapping[str, Any]) -> RunSettings:
     model["path"], model["tokenizer"] = located(model.get("path")), located(model.get("tokenizer"))
     scheduler, policy = _split(config, "scheduler", SchedulerConfig, "policy")
     cache, eviction = _split(config, "cache", CacheConfig, "eviction")
+    quantization, scheme = _split(config, "quantization", QuantizationConfig, "scheme")
+    if isinstance(scheme.kwargs.get("calibration"), Mapping):
+        text = dict(scheme.kwargs["calibration"])
+        text["path"] = located(text.get("path"))
+        scheme = dataclasses.replace(scheme, kwargs={**scheme.kwargs, "calibration": text})
     workload = dict(config["workload"])
     return RunSettings(
         engine=EngineConfig(
             model=ModelConfig(**model),
             scheduler=SchedulerConfig(**scheduler, policy=policy),
             cache=CacheConfig(**cache, eviction=eviction),
+            quantization=QuantizationConfig(**quantization, scheme=scheme),
             execution=ExecutionConfig(
                 **_fields(config, "execution", ExecutionConfig, without="attention"),
                 attention=_optional_component(dict(config["attention"]), "attention"),

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from minivllm.config import EngineConfig
 from minivllm.detokenizer import TextStream
 from minivllm.engine import Engine
+from minivllm.models.tokenizer import load_tokenizer
 from minivllm.request import FinishReason, Request
 from minivllm.sampling_params import SamplingParams
 
@@ -178,23 +179,6 @@ class LLM:
         ids = self.tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, tokenize=True)
         ids = ids["input_ids"] if isinstance(ids, Mapping) else ids
         return self.generate({"prompt_token_ids": list(ids)}, sampling_params)[0]
-
-
-def load_tokenizer(path: str | None) -> Any:
-    """The tokenizer of a folder or hub id, through transformers.
-
-    Raises:
-        ValueError: there is none, or it cannot be read.
-    """
-    if path is None:
-        raise ValueError("model.tokenizer=None: random weights have no tokenizer; name one, or give prompt_token_ids")
-    from transformers import AutoTokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(path)
-    except (OSError, ValueError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ValueError(f"model.tokenizer={path!r}: no tokenizer can be read there: {reason}") from error
 
 
 class _Batch:

@@ -23,6 +23,9 @@ class MemoryReport:
     kv_cache_bytes: int
     peak_allocated_bytes: int | None = None
     peak_reserved_bytes: int | None = None
+    # Of projections whose weights are in codes, scales and all, and how many weights that are.
+    quantized_bytes: int = 0
+    num_quantized_weights: int = 0
 
 
 class Launched(Protocol):
