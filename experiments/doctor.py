@@ -27,6 +27,7 @@ _EXTRAS = (
     ("submitit", "submitit", "launcher=submitit: runs as jobs of Slurm"),
     ("ray", "ray", "launcher=ray: runs as tasks of a Ray cluster"),
     ("search", "optuna", "minivllm search: some points of a sweep, each chosen by what the others gave"),
+    ("lm_eval", "lm-eval", "minivllm lm-eval: the tasks of lm-evaluation-harness, on our engine"),
     ("gpu", "nvidia-ml-py", "energy, clock and temperature of a GPU"),
     ("gpu", "triton", "our GPU kernels; TRITON_INTERPRET=1 runs them on a CPU, in float32 and float16"),
 )

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from experiments.plan import plan_sweep
 from experiments.points import freeze, point_id
-from experiments.quality import settings as module
 from experiments.quality.settings import QualityConfig, wants_quality
-from minivllm.config import EngineConfig, ModelConfig
+from minivllm.config import EngineConfig, ModelConfig, QuantizationConfig
 
 CHECKPOINT = EngineConfig(model=ModelConfig(path="somewhere"))
-RANDOM = EngineConfig(model=ModelConfig(weights="random", shape={"x": 1}))
+LOSSY = dataclasses.replace(CHECKPOINT, quantization=QuantizationConfig.named("int4"))
+LOSSY_RANDOM = dataclasses.replace(LOSSY, model=ModelConfig(weights="random", shape={"x": 1}))
 
 
 def _config(*overrides: str) -> dict[str, Any]:
@@ -24,26 +23,20 @@ def _config(*overrides: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("enabled", "lossy", "engine", "measured"),
+    ("enabled", "engine", "measured"),
     [
-        (None, (), CHECKPOINT, False),
-        (None, ("quantization",), CHECKPOINT, True),
-        (None, ("quantization",), RANDOM, False),
-        (True, (), CHECKPOINT, True),
-        (False, ("quantization",), CHECKPOINT, False),
+        (None, CHECKPOINT, False),
+        (None, LOSSY, True),
+        (None, LOSSY_RANDOM, False),
+        (True, CHECKPOINT, True),
+        (False, LOSSY, False),
     ],
     ids=["nothing-lossy", "lossy", "lossy-random-weights", "asked-for", "off"],
 )
 def test_quality_is_measured_where_a_lossy_part_was_chosen_or_who_asks(
-    monkeypatch: pytest.MonkeyPatch, enabled: bool | None, lossy: tuple[str, ...], engine: EngineConfig, measured: bool
+    enabled: bool | None, engine: EngineConfig, measured: bool
 ) -> None:
-    monkeypatch.setattr(module, "lossy_parts", lambda _: lossy)
     assert QualityConfig(enabled=enabled).is_measured(engine) is measured
-
-
-def test_lossy_parts_are_the_engines_own_word() -> None:
-    assert module.lossy_parts(CHECKPOINT) == ()
-    assert module.lossy_parts(SimpleNamespace(lossy_parts=("a", "b"))) == ("a", "b")  # type: ignore[arg-type]
 
 
 def test_only_the_first_repeat_is_asked() -> None:
