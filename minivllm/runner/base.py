@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from minivllm.plan import StepPlan, StepResult
+from minivllm.quantization.precision import Precision
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -23,9 +24,7 @@ class MemoryReport:
     kv_cache_bytes: int
     peak_allocated_bytes: int | None = None
     peak_reserved_bytes: int | None = None
-    # Of projections whose weights are in codes, scales and all, and how many weights that are.
-    quantized_bytes: int = 0
-    num_quantized_weights: int = 0
+    precision: Precision | None = None
 
 
 class Launched(Protocol):

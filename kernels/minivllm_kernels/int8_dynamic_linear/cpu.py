@@ -34,7 +34,6 @@ from minivllm_kernels.cpu_ir import (
     fma,
     has_feature,
     ints,
-    load_lanes,
     load_vector,
     shuffle,
     variable,
@@ -63,8 +62,8 @@ from minivllm_kernels.cpu_tiles import (
     SCALES,
     SCRATCH,
     ZEROS,
-    X,
     Tile,
+    X,
     emit_tiles,
 )
 

@@ -140,9 +140,7 @@ def test_a_text_shorter_than_its_windows_is_one_line(tmp_path: Path) -> None:
     for path in (tmp_path / "none.txt", tmp_path / "broken.jsonl"):
         if path.suffix == ".jsonl":
             path.write_text('{"txt": 1}\n')
-        with pytest.raises(
-            ValueError, match=r"^quantization\.calibration\.path='.*': must be a text file or a \.j"
-        ):
+        with pytest.raises(ValueError, match=r"^quantization\.calibration\.path='.*': must be a text file or a \.j"):
             CalibrationText(path=str(path)).windows(lambda content: [], 10)
 
 
@@ -150,9 +148,7 @@ def test_windows_longer_than_the_model_can_read_are_an_error(tmp_path: Path) -> 
     save_tiny_llama(tmp_path)
     scheme = _Watching()
     scheme.calibration = CalibrationText(path="random", window_tokens=200)
-    with pytest.raises(
-        ValueError, match=r"^quantization\.calibration\.window_tokens=200: must be at most 160, the"
-    ):
+    with pytest.raises(ValueError, match=r"^quantization\.calibration\.window_tokens=200: must be at most 160, the"):
         _load(tmp_path, scheme)
 
 
