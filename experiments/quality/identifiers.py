@@ -112,16 +112,12 @@ def find_task_items(
 def _places(text: str, size: int) -> list[int]:
     """Where identifiers begin that may be asked for: about enough text before them, and in it the same name."""
     places = []
-    last_seen: dict[str, int] = {}
     for match in _LEXEME.finditer(text):
-        name = match.group("name")
-        if name is None:
+        name, start = match.group("name"), match.start()
+        if name is None or not _MIN_CHARS <= len(name) <= _MAX_CHARS or keyword.iskeyword(name):
             continue
-        start = match.start()
-        asked = _MIN_CHARS <= len(name) <= _MAX_CHARS and not keyword.iskeyword(name)
-        if asked and start >= 2 * size and start - last_seen.get(name, -(10**9)) < _CHARS_PER_TOKEN[1] * size:
+        if start >= 2 * size and name in text[max(0, start - _CHARS_PER_TOKEN[0] * size) : start]:
             places.append(start)
-        last_seen[name] = start
     return places
 
 

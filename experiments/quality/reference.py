@@ -91,7 +91,7 @@ def write(path: Path, items: Items, found: Evaluation, hidden: list[Tensor], dty
         hidden: [N, C] float32 of each window.
         dtype: that it was computed in.
     """
-    tensors = {"generated": torch.tensor(found.generated, dtype=torch.int64).reshape(len(found.generated), -1)}
+    tensors = {"generated": torch.tensor(found.generated, dtype=torch.int64)}
     if hidden:
         tensors["hidden"] = torch.stack(hidden)
         tensors["top1"] = torch.stack([window.top1 for window in found.windows])

@@ -74,13 +74,7 @@ class QualityConfig:
         """Whether points of this engine have quality."""
         if self.enabled is not None:
             return self.enabled
-        return bool(lossy_parts(engine)) and engine.model.weights == "checkpoint"
-
-
-def lossy_parts(engine: EngineConfig) -> tuple[str, ...]:
-    """Config keys of what may change outputs."""
-    found: tuple[str, ...] = getattr(engine, "lossy_parts", ())
-    return found
+        return bool(engine.lossy_parts) and engine.model.weights == "checkpoint"
 
 
 def wants_quality(settings: RunSettings) -> bool:
