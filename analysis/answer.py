@@ -26,6 +26,7 @@ from analysis.planning import LEVEL
 from analysis.summary import numbers
 from analysis.values import repeats_of
 from analysis.verdicts import NOT_MEASURED, TOO_FEW
+from analysis.words import many, ratio_text
 
 # Words for a difference that was told from chance.
 TOLD = ("faster", "slower", "better", "worse", "less", "more")
@@ -221,22 +222,6 @@ def _knobs_in_words(changes: pd.DataFrame, what: str) -> list[str]:
         more = f" and {len(unsure) - MAX_NAMED} more" if len(unsure) > MAX_NAMED else ""
         made.append(f"Averaged over all settings, no effect was shown of {', '.join(unsure[:MAX_NAMED])}{more}.")
     return made
-
-
-def ratio_text(ratio: float, low: float = math.nan, high: float = math.nan) -> str:
-    """`0.61× [0.58, 0.64]`: as many digits as the interval is worth, two at least."""
-    if ratio is None or math.isnan(ratio):
-        return "–"
-    known = not (math.isnan(low) or math.isnan(high))
-    near = abs(ratio - 1) < 0.1 if not known else (high - low) < 0.04 * ratio
-    digits = 0 if ratio >= 100 else 1 if ratio >= 20 else 3 if near or ratio < 0.1 else 2
-    text = f"{ratio:.{digits}f}×"
-    return f"{text} [{low:.{digits}f}, {high:.{digits}f}]" if known else text
-
-
-def many(count: int, noun: str) -> str:
-    """`1 point`, `2 points`."""
-    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
 
 
 def _held(sweep: Sweep) -> list[str]:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
-from analysis.answer import Answer, many, ratio_text
+from analysis.answer import Answer
 from analysis.caveats import caveats, environment, is_restless
 from analysis.columns import POINT_KEY
 from analysis.load import Sweep
@@ -15,6 +15,7 @@ from analysis.metrics import DEFINITIONS, METRICS, Metric
 from analysis.naming import VARIANT, axes, format_value, short_names, varying
 from analysis.style import MAX_POINTS
 from analysis.summary import failures
+from analysis.words import many, ratio_text
 
 MAX_EFFECTS = 12
 

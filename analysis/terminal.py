@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from analysis.answer import Answer, answer, ratio_text
+from analysis.answer import Answer, answer
 from analysis.caveats import caveats
 from analysis.columns import OK, RUN_KEY
 from analysis.comparison_table import print_comparison
@@ -22,6 +22,7 @@ from analysis.plots import shown
 from analysis.report import default_console, print_table
 from analysis.style import wrap
 from analysis.summary import measured_requests, numbers, points
+from analysis.words import ratio_text
 
 BLOCKS = "▁▂▃▄▅▆▇█"
 # For terminals that know no more than ASCII.

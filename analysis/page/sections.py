@@ -8,7 +8,6 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from analysis.answer import many
 from analysis.caveats import environment, is_restless
 from analysis.columns import OK, POINT_KEY
 from analysis.load import Sweep
@@ -18,6 +17,7 @@ from analysis.naming import VARIANT, axes, format_value, short_names, varying
 from analysis.page.markup import esc, folded, rich, section, table
 from analysis.plots import shown
 from analysis.summary import numbers
+from analysis.words import many
 
 # Beyond this a table is for pandas, and a page of it is slow.
 MAX_TABLE_ROWS = 500
