@@ -47,8 +47,8 @@ def precision(sweep: Sweep, *, baseline: Spec = None, batch: str | None = None) 
         One row a precision, in the order in which they first ran: `sweep label baseline is_baseline num_repeats
         quantization bits_per_weight weights_bytes weights_bytes_ratio quantized_bytes num_quantized_weights`.
         Of each batch size `b`, with `@b` after each name (nothing where there is one size): `output_throughput_tps
-        ttft_p50_s tpot_p50_s`, each with `_ratio`, and `on_front`, whether no other row is faster there without being
-        worse. `perplexity`, with `_ratio`; `kl_mean_nats top1_agreement_fraction top1_flip_fraction
+        ttft_p50_s tpot_p50_s`, each with `_ratio`, and `on_front`, whether no other row is faster there without
+        being worse. `perplexity`, with `_ratio`; `kl_mean_nats top1_agreement_fraction top1_flip_fraction
         token_agreement_fraction task_score_fraction`, with `_difference`; `task_score_p` (McNemar);
         `first_divergence_mean_tokens`; `quality_num_tokens`, of text. Figures of quality, ratios of speed and
         perplexity, and differences have the ends `_low`, `_high` of their 95 % intervals. What is not known is null.
@@ -63,7 +63,8 @@ def precision(sweep: Sweep, *, baseline: Spec = None, batch: str | None = None) 
     made = pd.DataFrame([_named(row, rows) for row in rows.rows], columns=["sweep", "label", "baseline", "is_baseline"])
     parts = [made, _counted(sweep, rows), _speeds(sweep, rows), _qualities(rows, quality)]
     made = pd.concat(parts, axis=1)
-    front = "perplexity" if made["perplexity"].notna().sum() > 1 else "kl_mean_nats"
+    # Divergences tell precisions apart that perplexities do not.
+    front = "kl_mean_nats" if made["kl_mean_nats"].notna().sum() > 1 else "perplexity"
     for size in rows.sizes:
         gains = np.stack([made[at(THROUGHPUT.column, size)], -made[front]], axis=1)
         made[at("on_front", size)] = on_front(gains)
@@ -136,14 +137,19 @@ def _against(values: Mapping[PointKey, np.ndarray], row: Row, rows: Rows, size: 
 
 def _qualities(rows: Rows, quality: list[Quality]) -> pd.DataFrame:
     made = []
-    for row, own in zip(rows.rows, quality, strict=True):
-        base = None if row.base is None else quality[row.base]
-        figures: dict[str, float] = {}
-        _put(figures, "perplexity", quality_figures.perplexity(own, base), "ratio")
-        for name in SUMS:
-            _put(figures, name, quality_figures.mean(own, base, name), "difference")
+    for place, (row, own) in enumerate(zip(rows.rows, quality, strict=True)):
+        base = None if row.base in (None, place) else quality[row.base]
         task = quality_figures.task_score(own, base)
-        _put(figures, TASK_SCORE, task, "difference")
+        found = {
+            "perplexity": quality_figures.perplexity(own, base),
+            **{name: quality_figures.mean(own, base, name) for name in SUMS},
+            TASK_SCORE: task,
+        }
+        if row.base == place:
+            found = {name: _itself(one.alone) for name, one in found.items()}
+        figures: dict[str, float] = {}
+        for name, one in found.items():
+            _put(figures, name, one, "ratio" if name == "perplexity" else "difference")
         figures["task_score_p"] = task.p
         figures["first_divergence_mean_tokens"] = quality_figures.first_divergence(own)
         figures["quality_num_tokens"] = own.num_tokens if own.is_measured else math.nan
@@ -156,6 +162,14 @@ def _qualities(rows: Rows, quality: list[Quality]) -> pd.DataFrame:
     return pd.DataFrame(made, columns=[*empty, *rest], dtype=float)
 
 
+def _itself(alone: Interval) -> Compared:
+    """A baseline against itself leaves nothing to chance."""
+    if math.isnan(alone.value):
+        return Compared()
+    same, nothing = Interval(value=1.0, low=1.0, high=1.0), Interval(value=0.0, low=0.0, high=0.0)
+    return Compared(alone=alone, ratio=same, difference=nothing)
+
+
 def _put(figures: dict[str, float], name: str, found: Compared, against: str) -> None:
     other: Interval = getattr(found, against)
     for prefix, interval in ((name, found.alone), (f"{name}_{against}", other)):
@@ -165,3 +179,8 @@ def _put(figures: dict[str, float], name: str, found: Compared, against: str) ->
 def interval_of(row: Mapping[str, float] | pd.Series, name: str) -> Interval:
     """A figure of a row with its interval, from a frame of `precision`."""
     return Interval(value=row[name], low=row[f"{name}_low"], high=row[f"{name}_high"])
+
+
+def is_nothing(ratio: Interval) -> bool:
+    """Whether a ratio of 1 is within its interval: no measurable difference."""
+    return ratio.known and ratio.low <= 1 <= ratio.high

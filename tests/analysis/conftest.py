@@ -169,7 +169,8 @@ def quality_items(
     rows: list[dict[str, Any]] = []
     for i in range(num_windows):
         hard = 1.8 * text.gamma(20, 1 / 20)
-        worse = cost * own.gamma(4, 1 / 4) + (own.normal(0, 0.1 * (cost * kl) ** 0.5) if kl else 0.0)
+        # What a token loses varies by about the root of twice the divergence.
+        worse = cost * own.gamma(4, 1 / 4) + own.normal(0, (2 * kl / window_tokens) ** 0.5)
         flips = int(own.binomial(window_tokens, min(0.5, kl**0.5 / 8)))
         rows.append(
             {
