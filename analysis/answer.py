@@ -23,6 +23,9 @@ from analysis.metrics import METRICS, THROUGHPUT, Metric
 from analysis.naming import BASELINE, VARIANT, axes, short_names
 from analysis.noise import aa_groups, noise_floor
 from analysis.planning import LEVEL
+from analysis.precision_words import sentences_of
+from analysis.precisions import precision
+from analysis.quality_figures import has_quality
 from analysis.summary import numbers
 from analysis.values import repeats_of
 from analysis.verdicts import NOT_MEASURED, TOO_FEW
@@ -67,12 +70,14 @@ class Answer:
     Args:
         verdicts: the main metric's first; none where there is nothing to compare.
         changes: what the knobs do to the main metric, from `knob_effects`.
-        sentences: both in words.
+        sentences: both in words, after what there is to say of precisions.
+        precisions: from `analysis.precision`; None where no quality was measured.
     """
 
     verdicts: tuple[Verdicts, ...]
     changes: pd.DataFrame | None
     sentences: tuple[str, ...]
+    precisions: pd.DataFrame | None = None
 
     @property
     def metric(self) -> Metric:
@@ -89,8 +94,10 @@ def answer(sweep: Sweep) -> Answer:
     if changes is not None and load is not None:
         # More load is no component, and has a plot of its own.
         components = changes[changes["knob"] != short_names(axes(sweep))[load]]
-    sentences = headline(found[0] if found else None, components)
-    return Answer(verdicts=tuple(found), changes=changes, sentences=tuple(sentences))
+    precisions = precision(sweep) if has_quality(sweep) else None
+    sentences = [] if precisions is None else sentences_of(precisions)
+    sentences += headline(found[0] if found else None, components)
+    return Answer(verdicts=tuple(found), changes=changes, sentences=tuple(sentences), precisions=precisions)
 
 
 def load_knob(sweep: Sweep) -> str | None:
@@ -111,7 +118,8 @@ def all_verdicts(sweep: Sweep, metrics: Sequence[Metric] = METRICS) -> list[Verd
     made = []
     many = sweep.runs["point_id"].nunique() > MANY_POINTS
     for metric in metrics:
-        found = verdicts(sweep, metric) if metric.key or not many else None
+        # Quality is measured in one repeat: what is known of it stands in the table of precisions.
+        found = verdicts(sweep, metric) if not metric.once and (metric.key or not many) else None
         if found is not None and found.table["ratio"].notna().any():
             made.append(found)
     return made

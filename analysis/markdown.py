@@ -13,6 +13,7 @@ from analysis.columns import POINT_KEY
 from analysis.load import Sweep
 from analysis.metrics import DEFINITIONS, METRICS, Metric
 from analysis.naming import VARIANT, axes, format_value, short_names, varying
+from analysis.precision_table import PRECISIONS, STAR, table_of
 from analysis.style import MAX_POINTS
 from analysis.summary import failures
 from analysis.words import many, ratio_text
@@ -48,7 +49,8 @@ def markdown(sweep: Sweep, points: pd.DataFrame, plots: Mapping[str, str], found
         found: from `analysis.answer.answer`; the report has no verdicts where None.
     """
     title = ", ".join(dict.fromkeys(points["sweep"])) or sweep.folders[0].resolve().name
-    parts = [f"# {title}", *_sentences(found), _swept(sweep, points), _results(points), *_answers(found)]
+    parts = [f"# {title}", *_sentences(found), _swept(sweep, points), _precisions(found)]
+    parts += [_results(points), *_answers(found)]
     parts += [_failed(sweep), _caveats(sweep, points)]
     parts += [_plot(name, file, points) for name, file in plots.items()]
     parts += [_environment(sweep), _definitions(points)]
@@ -57,6 +59,22 @@ def markdown(sweep: Sweep, points: pd.DataFrame, plots: Mapping[str, str], found
 
 def _sentences(found: Answer | None) -> Sequence[str]:
     return found.sentences if found else ()
+
+
+def _precisions(found: Answer | None) -> str:
+    """Quality beside speed and memory, where quality was measured."""
+    shown = table_of(found.precisions) if found and found.precisions is not None else None
+    if shown is None:
+        return ""
+    rows = []
+    for place, (label, is_base) in enumerate(zip(shown.labels, shown.is_base, strict=True)):
+        cells = [column.cells[place] for column in shown.columns]
+        texts = [f"**{cell.text}** {STAR}" if cell.is_best else cell.text for cell in cells]
+        below = ["".join(f"<br>{line}" for line in cell.small) for cell in cells]
+        name = f"**{label}**" if is_base and len(shown.labels) > 1 else label
+        rows.append([name, *(text + more for text, more in zip(texts, below, strict=True))])
+    head = ["precision", *(f"{column.title} ({column.unit})" for column in shown.columns)]
+    return "\n\n".join([f"## {PRECISIONS}", " ".join(shown.notes), _table(head, rows)])
 
 
 def _answers(found: Answer | None) -> list[str]:

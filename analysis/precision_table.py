@@ -18,6 +18,7 @@ from analysis.words import few, ratio_text
 # More is read by nobody; `analysis.precision` has all.
 MAX_ROWS = 24
 STAR = "★"
+PRECISIONS = "Quality, speed and memory"
 MAX_SIZES = 4
 _MIB = 2**-20
 _TPOT = metric_of("tpot_p50_s")

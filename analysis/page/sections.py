@@ -97,8 +97,8 @@ def points_section(points: pd.DataFrame) -> str:
             hint = f' title="{esc(spread)}"' if spread else ""
             cells.append(f"<span{hint}>{metric.text(row[metric.column])}</span>")
         rows.append(cells)
-    base = next((i for i, flag in enumerate(finished.head(MAX_TABLE_ROWS)["is_baseline"]) if flag), -1)
-    made = table(head, rows, kind="wide sortable", bold=base if len(rows) > 1 else -1)
+    bases = [i for i, flag in enumerate(finished.head(MAX_TABLE_ROWS)["is_baseline"]) if flag]
+    made = table(head, rows, kind="wide sortable", bold=bases[:1] if len(rows) > 1 else ())
     note = (
         "Means over n repeats, percentiles over their pooled requests; hold the pointer over a figure for its smallest "
         "and largest repeat, click a heading to sort."
