@@ -21,6 +21,9 @@ from analysis.words import many, ratio_text
 MAX_EFFECTS = 12
 
 CAPTIONS = {
+    "quality_against_speed": "Quality against speed, a panel a batch size: down and to the right is better, and the "
+    "dashed line joins what nothing beats in both. Whiskers are 95 % intervals of the comparison with the baseline; what "
+    "lies on the lower edge diverges by that or less.",
     "output_throughput": "Output throughput of each point, fastest first: bars are means over repeats, whiskers reach "
     "from the slowest to the fastest repeat, and the dashed line is the baseline that speed-ups refer to.",
     "throughput_against_ttft": "Throughput against the median time to first token: up and to the left is better, and "
@@ -32,6 +35,7 @@ CAPTIONS = {
     "own where lengths differ much.",
 }
 TITLES = {
+    "quality_against_speed": "Quality against speed",
     "output_throughput": "Output throughput",
     "throughput_against_ttft": "Throughput against TTFT",
     "latency_distributions": "Latency distributions",
@@ -203,7 +207,7 @@ def _speedup(row: pd.Series) -> str:
 
 
 def _plot(name: str, file: str, points: pd.DataFrame) -> str:
-    room = {"output_throughput": math.inf, "kv_use": 8}.get(name, MAX_POINTS)
+    room = {"output_throughput": math.inf, "quality_against_speed": math.inf, "kv_use": 8}.get(name, MAX_POINTS)
     ok = int((points["num_repeats"] > 0).sum())
     some = f" Shown: {room} of {ok} points, the baseline and the fastest." if ok > room else ""
     return f"## {TITLES[name]}\n\n![{TITLES[name]}]({file})\n\n*{CAPTIONS[name]}{some}*"

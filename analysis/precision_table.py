@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -136,7 +137,9 @@ def _perplexity(row: pd.Series) -> Cell:
     ratio = interval_of(row, "perplexity_ratio")
     small: tuple[str, ...] = ()
     if not row["is_baseline"] and not math.isnan(ratio.value):
-        small = (ratio_text(ratio.value, ratio.low, ratio.high), *([NO_DIFFERENCE] if is_nothing(ratio) else []))
+        # A line for the ratio, one for its interval, and words of a size with them.
+        lines = ratio_text(ratio.value, ratio.low, ratio.high).split(" ", 1)
+        small = (*lines, *(textwrap.wrap(NO_DIFFERENCE, 16) if is_nothing(ratio) else []))
     return Cell(text=_figure(row["perplexity"], "{:,.3f}"), small=small)
 
 
@@ -152,9 +155,10 @@ def _divergence(row: pd.Series) -> Cell:
 def _share(rows: pd.DataFrame, name: str, title: str, unit: str, digits: int, rank: int) -> Column:
     def cell(row: pd.Series) -> Cell:
         found = interval_of(row, name)
-        ends = (f"[{100 * found.low:.{digits}f}, {100 * found.high:.{digits}f}]",) if found.known else ()
-        exact = found.known and found.low == found.high
-        return Cell(text=_figure(100 * found.value, f"{{:.{digits}f}}"), small=() if exact else ends)
+        # An end that was cut at 0 or 1 is not the further one.
+        reach = max(found.value - found.low, found.high - found.value) if found.known else 0.0
+        small = (f"±{100 * reach:.{digits}f}",) if reach else ()
+        return Cell(text=_figure(100 * found.value, f"{{:.{digits}f}}"), small=small)
 
     return Column(title=title, unit=unit, cells=_each(rows, cell), rank=rank)
 
@@ -163,7 +167,7 @@ def _task(row: pd.Series) -> Cell:
     change = interval_of(row, "task_score_fraction_difference")
     small: tuple[str, ...] = ()
     if change.known and not row["is_baseline"]:
-        small = (f"{100 * change.value:+.1f} [{100 * change.low:+.1f}, {100 * change.high:+.1f}]",)
+        small = (f"{100 * change.value:+.1f}", f"[{100 * change.low:+.1f}, {100 * change.high:+.1f}]")
     return Cell(text=_figure(100 * row["task_score_fraction"], "{:.1f}"), small=small)
 
 
@@ -201,8 +205,8 @@ def _notes(precisions: pd.DataFrame, rows: pd.DataFrame, sizes: Sequence[float |
         made.append(f"Ratios and the task's differences are to {against}.")
         made.append(RULE)
     made.append(
-        "Brackets are 95 % intervals: of speeds over repeats, of quality over windows of text, prompts and tasks, "
-        "paired where two precisions are compared."
+        "Brackets and ± are 95 % intervals: of speeds over repeats, of quality over windows of text, prompts and "
+        "tasks, paired where two precisions are compared."
     )
     if len(rows) > 1:
         what = "perplexity" if precisions.attrs["front"] == "perplexity" else "KL divergence"

@@ -25,7 +25,9 @@ def precisions_section(precisions: pd.DataFrame | None, drawn: str) -> str:
     ]
     bases = [place for place, is_base in enumerate(shown.is_base) if is_base]
     made = table(head, rows, kind="precisions", bold=bases if len(rows) > 1 else ())
-    return section("precisions", PRECISIONS, made + drawn, " ".join(shown.notes))
+    return section(
+        "precisions", PRECISIONS, f'<div class="precisions-table">{made}</div>{drawn}', " ".join(shown.notes)
+    )
 
 
 def _cell(cell: Cell) -> str:

@@ -260,6 +260,8 @@ def _make_quality_sweep(
                 {
                     knob: name,
                     **({} if size is None else {axis: size}),
+                    # A variant is a name for what it sets.
+                    **({"quantization": name} if knob == "variant" else {}),
                     **(more or {}),
                     "tps": tps.tolist(),
                     "columns": columns,
