@@ -22,8 +22,8 @@ MAX_EFFECTS = 12
 
 CAPTIONS = {
     "quality_against_speed": "Quality against speed, a panel a batch size: down and to the right is better, and the "
-    "dashed line joins what nothing beats in both. Whiskers are 95 % intervals of the comparison with the baseline; what "
-    "lies on the lower edge diverges by that or less.",
+    "dashed line joins what nothing beats in both. Whiskers are 95 % intervals of the comparison with the baseline; "
+    "what lies on the lower edge diverges by that or less.",
     "output_throughput": "Output throughput of each point, fastest first: bars are means over repeats, whiskers reach "
     "from the slowest to the fastest repeat, and the dashed line is the baseline that speed-ups refer to.",
     "throughput_against_ttft": "Throughput against the median time to first token: up and to the left is better, and "

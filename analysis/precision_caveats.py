@@ -19,6 +19,7 @@ from analysis.summary import numbers
 FEW_TOKENS = 2000
 # Quality that depends on the batch size by less than this is told by none of the figures shown.
 _SAME = 1e-3
+_ASKED = "`quality.enabled=true` measures it everywhere"
 _MAX_NAMED = 6
 
 
@@ -41,13 +42,19 @@ def caveats_of(sweep: Sweep, rows: Rows, quality: Sequence[Quality]) -> list[str
     made: list[str] = []
     if not any(one.is_measured for one in quality):
         return made
-    labels = [row.label for row in rows.rows]
     measured = [one.is_measured for one in quality]
-    lacking = [label for label, known in zip(labels, measured, strict=True) if not known]
+    based = [(row, own) for row, own in zip(rows.rows, quality, strict=True) if own.is_measured]
+    without = list(dict.fromkeys(_base_label(row, rows) for row, _ in based if not _has_base(row, quality)))
+    lacking = [row.label for row, known in zip(rows.rows, measured, strict=True) if not known]
+    lacking = [label for label in lacking if label not in without]
+    if without:
+        made.append(
+            f"No perplexity of {_some(without)}, which others are compared with, so there are no ratios to it: the "
+            f"first repeat did not finish, or quality was not asked for ({_ASKED})."
+        )
     if lacking:
         made.append(
-            f"No quality of {_some(lacking)}: its first repeat did not finish, or it was not asked for "
-            "(`quality.enabled=true` measures it everywhere)."
+            f"No quality of {_some(lacking)}: the first repeat did not finish, or quality was not asked for ({_ASKED})."
         )
     short = [one.num_tokens for one in quality if 0 < one.num_tokens < FEW_TOKENS]
     if short:
@@ -55,10 +62,6 @@ def caveats_of(sweep: Sweep, rows: Rows, quality: Sequence[Quality]) -> list[str
             f"Quality of {len(short)} of {sum(measured)} measured precisions rests on {min(short):,} tokens of text, "
             f"under {FEW_TOKENS:,}: small differences do not show."
         )
-    based = [(row, own) for row, own in zip(rows.rows, quality, strict=True) if own.is_measured]
-    without = list(dict.fromkeys(_base_label(row, rows) for row, _ in based if not _has_base(row, quality)))
-    if without:
-        made.append(f"No perplexity of {_some(without)}, which others are compared with: there are no ratios to it.")
     unlike = [
         row.label for row, own in based if row.base is not None and own.items and num_unlike(own, quality[row.base])
     ]
