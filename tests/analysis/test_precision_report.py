@@ -217,15 +217,17 @@ def test_greedy_outputs_part_from_the_unquantized_ones(few: analysis.Sweep) -> N
     assert shares["int4"][20] == pytest.approx(100 * (first >= 20).mean())
 
 
-def test_figures_and_pictures_are_drawn(few: analysis.Sweep, tmp_path: Path) -> None:
-    found, summary = answer(few), analysis.points(few)
-    files = {path.stem: path for path in write_figures(few, summary, found, tmp_path)}
-    named = re.findall(r'<(?:figure|table) class="[^"]+" data-name="([^"]+)"', page(few, summary, found))
-    assert sorted(files) == sorted(named)
+def test_figures_and_pictures_are_drawn(tmp_path: Path, make_quality_sweep: Callable[..., Path]) -> None:
+    folder = make_quality_sweep(tmp_path / "sweep", precisions=FEW, sizes=(None,), details=False, repeats=1)
+    sweep = analysis.load(folder)
+    found, summary = answer(sweep), analysis.points(sweep)
+    files = {path.stem: path for path in write_figures(sweep, summary, found, tmp_path / "svg")}
+    named = re.findall(r'<(?:figure|table) class="[^"]+" data-name="([^"]+)"', page(sweep, summary, found))
+    assert sorted(files) == sorted(named) and {"precisions", "precisions-kl", "precisions-greedy"} < set(files)
     text = files["precisions-kl"].read_text(encoding="utf-8")
-    words = " ".join(" ".join(node.itertext()) for node in ElementTree.fromstring(text).iter() if "text" in node.tag)
-    assert "batch size 8" in words and words.count("int4") == 2 and "KL divergence" in words
-    drawn = write_plots(few, summary, tmp_path / "plots")
+    words = [" ".join(node.itertext()) for node in ElementTree.fromstring(text).iter() if node.tag.endswith("}text")]
+    assert {"fp32", "int8", "int4"} < set(words) and "KL divergence (nats), lower is better" in words
+    drawn = write_plots(sweep, summary, tmp_path / "plots")
     assert drawn["quality_against_speed"].stat().st_size > 20_000
 
 
