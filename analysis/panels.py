@@ -34,12 +34,16 @@ def panel_figure(width: float, height: float) -> Figure:
 def panel_grid(rows: Sequence[Sequence[Spec]], legend: Sequence[Spec]) -> Figure:
     """Rows of panels under a legend, or, where each mark has its name beside it, without one."""
     across = max(map(len, rows))
-    columns = _num_columns(legend, across + 1)
-    is_labelled = any(one.get("label") for panels in rows for panel in panels for one in panel["series"])
-    if is_labelled:
-        legend, figure = (), panel_figure(max(4.6, 3.4 * across), 3.0 * len(rows))
-    else:
-        figure = panel_figure(max(4.2, 2.6 * across), 2.1 * len(rows) + 0.18 * math.ceil(len(legend) / columns))
+    labelled = [bool(one.get("label")) for panels in rows for panel in panels for one in panel["series"]]
+    if all(labelled):
+        legend = ()
+    # Names beside marks take room.
+    wide, high = (2.6, 2.1) if not any(labelled) else (3.4, 3.0) if across > 1 else (6.8, 4.0)
+    width = max(4.2, wide * across)
+    longest = max((len(one["name"]) for one in legend), default=0)
+    # Beside a few names there is room for few of a legend.
+    columns = _num_columns(legend, int(width / (0.5 + 0.072 * longest)) if any(labelled) else across + 1)
+    figure = panel_figure(width, high * len(rows) + 0.18 * math.ceil(len(legend) / columns))
     grid = figure.subplots(len(rows), across, squeeze=False)
     for axes, panels in zip(grid, rows, strict=True):
         for ax, panel in zip(axes, panels, strict=False):
@@ -50,7 +54,7 @@ def panel_grid(rows: Sequence[Sequence[Spec]], legend: Sequence[Spec]) -> Figure
         has_marks = any(one.get("mark") for panels in rows for panel in panels for one in panel["series"])
         handles = _handles(legend, has_marks=has_marks)
         figure.legend(handles, [one["name"] for one in legend], loc="outside upper left", ncols=columns)
-    if is_labelled:
+    if any(labelled):
         figure.canvas.draw()
         figure.set_layout_engine("none")
         for axes, panels in zip(grid, rows, strict=True):
@@ -61,19 +65,26 @@ def panel_grid(rows: Sequence[Sequence[Spec]], legend: Sequence[Spec]) -> Figure
 
 def _name_marks(figure: Figure, ax: Axes, spec: Spec) -> None:
     marks, spreads, named = [], [], []
+    obstacles = [np.stack([_shown(spec[name], one[name]) for name in "xy"], axis=1) for one in spec.get("lines", ())]
     for one in spec["series"]:
-        if one.get("label") and one["x"][0] is not None and one["y"][0] is not None:
-            x, y = one["x"][0], _shown(spec["y"], one["y"])[0]
-            ends = [
-                at if found is None or found[0] is None else found[0]
-                for found, at in ((one.get("xlo"), x), (one.get("xhi"), x), (one.get("ylo"), y), (one.get("yhi"), y))
-            ]
-            marks.append((x, float(y)))
-            spreads.append((*ends[:2], *(float(end) for end in _shown(spec["y"], ends[2:]))))
+        if not one.get("mark") or one["x"][0] is None or one["y"][0] is None:
+            continue
+        x, y = (float(_shown(spec[name], one[name])[0]) for name in "xy")
+        left, right, low, high = (_end(spec, one, name, end) for name in "xy" for end in ("lo", "hi"))
+        if one.get("label"):
+            marks.append((x, y))
+            spreads.append((left, right, low, high))
             named.append(one)
-    lines = [np.stack([_shown(spec["x"], one["x"]), _shown(spec["y"], one["y"])], axis=1) for one in spec["lines"]]
+        else:
+            obstacles += [np.array([[left, y], [right, y]]), np.array([[x, low], [x, high]])]
     names, colours = [one["name"] for one in named], [colour_of(one) for one in named]
-    place_labels(figure, ax, marks, spreads, names, colours, steps=lines)
+    place_labels(figure, ax, marks, spreads, names, colours, steps=obstacles)
+
+
+def _end(spec: Spec, one: Spec, name: str, end: str) -> float:
+    """Of a whisker, or the mark where there is none."""
+    found = one.get(f"{name}{end}", [None])[0]
+    return float(_shown(spec[name], one[name] if found is None else [found])[0])
 
 
 def _shown(axis: Spec, values: Sequence[float | None]) -> np.ndarray:
@@ -84,7 +95,7 @@ def _shown(axis: Spec, values: Sequence[float | None]) -> np.ndarray:
 
 def _num_columns(legend: Sequence[Spec], most: int) -> int:
     longest = max((len(one["name"]) for one in legend), default=0)
-    return max(1, min(len(legend), 2 if longest > 34 else most))
+    return max(1, min(len(legend), most, 2 if longest > 34 else most))
 
 
 def _handles(legend: Sequence[Spec], *, has_marks: bool) -> list[Line2D]:

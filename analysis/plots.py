@@ -215,9 +215,9 @@ def quality_against_speed(sweep: Sweep, points: pd.DataFrame, by_label: dict[str
     if not has_quality(sweep):
         return None
     specs = precision_specs(sweep, precision(sweep))
-    panels = [specs[name]["panels"] for name in MEASURES if name in specs]
-    rows = [row[start : start + 3] for row in panels for start in range(0, len(row), 3)]
-    return panel_grid(rows, ()) if rows else None
+    drawn = [specs[name] for name in MEASURES if name in specs]
+    rows = [one["panels"][start : start + 3] for one in drawn for start in range(0, len(one["panels"]), 3)]
+    return panel_grid(rows, drawn[0]["legend"]) if rows else None
 
 
 PLOTS: dict[str, Callable[[Sweep, pd.DataFrame, dict[str, Look]], Figure | None]] = {

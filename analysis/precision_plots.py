@@ -24,8 +24,9 @@ from analysis.views import on_front
 
 Spec = dict[str, Any]
 
-# Panels, and names in a panel, that there is room for.
+# Panels, and names in a panel, that there is room for; of more points the frontier and the baselines have names.
 MAX_PANELS = 6
+MAX_NAMED = 8
 # Divergences under this are what rounding leaves of nothing.
 _ROUNDING = 1e-6
 MEASURES = {
@@ -56,7 +57,9 @@ def precision_specs(sweep: Sweep, precisions: pd.DataFrame) -> dict[str, Spec]:
         panels = [_against_speed(rows, looks, column, title, size, precisions) for size in _sizes(precisions)]
         known = [panel for panel in panels if panel is not None]
         if known:
-            made[name] = {"kind": "panels", "least": 330, "legend": _legend(rows, looks), "panels": known}
+            # One alone has the whole width.
+            least = 330 if len(known) > 1 else 1200
+            made[name] = {"kind": "panels", "least": least, "legend": _legend(rows, looks), "panels": known}
     greedy = _greedy(sweep, rows, looks)
     if greedy:
         made["precisions-greedy"] = greedy
@@ -98,9 +101,12 @@ def _against_speed(
     up = _upwards(column, title, y)
     front = np.flatnonzero(on_front(np.stack([x, -y], axis=1)))
     front = front[np.argsort(x[front], kind="stable")]
+    if len(series) > MAX_NAMED:
+        named = {*front.tolist(), *np.flatnonzero(known["is_baseline"]).tolist()}
+        series = [{**one, "label": place in named} for place, one in enumerate(series)]
     return {
         "title": "" if size is None else f"{precisions.attrs['batch_name']} {size:g}",
-        "height": 280,
+        "height": 280 if len(precisions.attrs["sizes"]) > 1 else 380,
         "x": {"label": f"output ({THROUGHPUT.unit}), higher is better", "log": bool(x.max() > 10 * x.min() > 0)},
         "y": up,
         "series": series,
