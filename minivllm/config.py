@@ -230,6 +230,47 @@ class ExecutionConfig:
         return self.device == "cuda" if self.overlap is None else self.overlap
 
 
+_UNQUANTIZED = "minivllm.quantization.none.Unquantized"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class QuantizationConfig:
+    """The precision of the weights.
+
+    Args:
+        scheme: a `QuantizationScheme`.
+        skip: projections that stay as they are: names or patterns such as `lm_head`, `*.down`, `layers.0.*`, and the
+            words `first` and `last` for the layers at both ends.
+    """
+
+    scheme: Component = Component(target=_UNQUANTIZED)
+    skip: tuple[str, ...] = ("lm_head",)
+
+    def __post_init__(self) -> None:
+        valid = isinstance(self.skip, (list, tuple)) and all(isinstance(pattern, str) for pattern in self.skip)
+        require(valid, "quantization.skip", self.skip, "a list of names or patterns")
+        object.__setattr__(self, "skip", tuple(self.skip))
+
+    @classmethod
+    def named(cls, name: str, *, skip: tuple[str, ...] = ("lm_head",), **kwargs: Any) -> QuantizationConfig:
+        """A scheme of ours: `int4` is `minivllm.quantization.int4.Int4`.
+
+        Args:
+            name: of the module.
+            skip: as in the class.
+            kwargs: what the scheme is made with.
+        """
+        if name == "none":
+            return cls(scheme=Component(target=_UNQUANTIZED, kwargs=kwargs), skip=skip)
+        class_name = "".join(part.capitalize() for part in name.split("_"))
+        return cls(scheme=Component(target=f"minivllm.quantization.{name}.{class_name}", kwargs=kwargs), skip=skip)
+
+    @property
+    def is_lossy(self) -> bool:
+        """Whether weights may not be those of the checkpoint."""
+        return self.scheme.target != _UNQUANTIZED or self.scheme.kwargs.get("weight_dtype") is not None
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EngineConfig:
     """One engine, whole."""
@@ -238,20 +279,37 @@ class EngineConfig:
     scheduler: SchedulerConfig = SchedulerConfig()
     cache: CacheConfig = CacheConfig()
     execution: ExecutionConfig = ExecutionConfig()
+    quantization: QuantizationConfig = QuantizationConfig()
+
+    @property
+    def lossy_parts(self) -> tuple[str, ...]:
+        """Keys of the parts that may change what the model says; all others are exact."""
+        return ("quantization",) if self.quantization.is_lossy else ()
 
     @classmethod
     def from_flat(cls, **options: Any) -> EngineConfig:
         """Build from keyword arguments named like the fields of the parts; no name stands in two parts but `seed`,
-        which is the execution's.
+        which is the execution's. `quantization` is the name of a scheme, or a `QuantizationConfig`.
 
         Raises:
             ValueError: a name that no part has, with the names that exist.
         """
+        quantization = options.pop("quantization", None) or QuantizationConfig()
+        if isinstance(quantization, str):
+            quantization = QuantizationConfig.named(quantization)
+        require(
+            isinstance(quantization, QuantizationConfig),
+            "quantization",
+            quantization,
+            "the name of a scheme or a QuantizationConfig",
+        )
         parts = {"model": ModelConfig, "scheduler": SchedulerConfig, "cache": CacheConfig, "execution": ExecutionConfig}
         owner = {f.name: part for part, kind in parts.items() for f in dataclasses.fields(kind)}
         sorted_out: dict[str, dict[str, Any]] = {part: {} for part in parts}
+        known = ", ".join(sorted([*owner, "quantization"]))
         for name, value in options.items():
             if name not in owner:
-                raise ValueError(f"LLM({name}={value!r}): no such option; there are {', '.join(sorted(owner))}")
+                raise ValueError(f"LLM({name}={value!r}): no such option; there are {known}")
             sorted_out[owner[name]][name] = value
-        return cls(**{part: kind(**sorted_out[part]) for part, kind in parts.items()})
+        made = {part: kind(**sorted_out[part]) for part, kind in parts.items()}
+        return cls(**made, quantization=quantization)

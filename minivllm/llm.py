@@ -5,13 +5,17 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from minivllm.config import EngineConfig
 from minivllm.detokenizer import TextStream
 from minivllm.engine import Engine
+from minivllm.models.tokenizer import load_tokenizer
 from minivllm.request import FinishReason, Request
 from minivllm.sampling_params import SamplingParams
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 logger = logging.getLogger(__name__)
 Prompt = str | Mapping[str, Any]
@@ -130,6 +134,35 @@ class LLM:
         batch = _Batch(self, prompts, sampling_params)
         return batch.deltas()
 
+    def score(self, prompt_token_ids: Sequence[int]) -> Tensor:
+        """The logits of each next token of a text that the model is made to read, whatever it would have said itself.
+
+        It goes through the engine's own attention, K/V cache and chunks, and leaves the prefix cache empty.
+
+        Args:
+            prompt_token_ids: N >= 1 of them, at most `max_model_len`.
+
+        Returns:
+            [N, vocab] float32 on the engine's device; row i is about token i + 1.
+
+        Raises:
+            ValueError: requests are unfinished, or the text is none that this engine can read.
+        """
+        return self.compute_logits(self.hidden_states(prompt_token_ids))
+
+    def hidden_states(self, prompt_token_ids: Sequence[int]) -> Tensor:
+        """As `score`, before the head: [N, C] after the final norm, in the dtype of the activations. N rows of a wide
+        vocabulary may be more than memory holds; `compute_logits` makes some at a time."""
+        from minivllm.runner.score import hidden_states
+
+        return hidden_states(self.engine, prompt_token_ids)
+
+    def compute_logits(self, hidden: Tensor) -> Tensor:
+        """[M, C] of `hidden_states` -> [M, vocab] float32."""
+        from minivllm.runner.score import logits
+
+        return logits(self.engine, hidden)
+
     def chat(
         self, messages: Sequence[Mapping[str, str]], sampling_params: SamplingParams | None = None
     ) -> RequestOutput:
@@ -146,23 +179,6 @@ class LLM:
         ids = self.tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, tokenize=True)
         ids = ids["input_ids"] if isinstance(ids, Mapping) else ids
         return self.generate({"prompt_token_ids": list(ids)}, sampling_params)[0]
-
-
-def load_tokenizer(path: str | None) -> Any:
-    """The tokenizer of a folder or hub id, through transformers.
-
-    Raises:
-        ValueError: there is none, or it cannot be read.
-    """
-    if path is None:
-        raise ValueError("model.tokenizer=None: random weights have no tokenizer; name one, or give prompt_token_ids")
-    from transformers import AutoTokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(path)
-    except (OSError, ValueError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ValueError(f"model.tokenizer={path!r}: no tokenizer can be read there: {reason}") from error
 
 
 class _Batch:

@@ -12,6 +12,7 @@ import numpy as np
 VOCAB_SIZE = 4096
 BOS, EOS = "<|bos|>", "<|eos|>"
 HELD_OUT_ONE_IN = 25
+CALIBRATION_CHARACTERS = 160_000
 # Generated tables: they would teach the model to count, and held out they would measure nothing.
 EXCLUDED_FOLDERS = ("encodings", "pydoc_data", "site-packages", "__pycache__", "lib-dynload")
 
@@ -37,6 +38,19 @@ def read_corpus() -> tuple[dict[str, str], dict[str, str]]:
             continue
         (held_out if is_held_out and not is_test else train)[name] = text
     return train, held_out
+
+
+def calibration_part(train: dict[str, str]) -> dict[str, str]:
+    """Files of the training split for quantization schemes to look at: short modules without tests, in the order of a
+    hash, until there are CALIBRATION_CHARACTERS."""
+    chosen: dict[str, str] = {}
+    for name in sorted(train, key=lambda name: hashlib.sha256(f"calibration {name}".encode()).digest()):
+        if sum(map(len, chosen.values())) >= CALIBRATION_CHARACTERS:
+            break
+        is_test = any("test" in part for part in Path(name).parts)
+        if not is_test and 2_000 <= len(train[name]) <= 20_000:
+            chosen[name] = train[name]
+    return chosen
 
 
 def train_tokenizer(texts: list[str]) -> Any:

@@ -99,6 +99,9 @@ class Checkpoint:
         # The handle maps the file and `get_tensor` copies out of the mapping, so nothing is kept here.
         return self._read(name).to(device=self._device, dtype=self._dtype)
 
+    def take_weight(self, name: str) -> Tensor:
+        return self.take(name)
+
 
 def _and_more(names: list[str]) -> str:
     return f" (and {len(names) - 1} more)" if len(names) > 1 else ""

@@ -12,21 +12,25 @@ Shapes: N tokens, C hidden size, H query heads, K key/value heads, D head size, 
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, Protocol
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
 
-from minivllm.layers.base import LayerOps, Rotary
+from minivllm.layers.base import LayerOps, Norm, Rotary
+from minivllm.models.flow import Flow
 from minivllm.models.rope import interleave_pairs, rotation_table
 from minivllm.models.spec import ModelSpec
-from minivllm.quantization.base import QuantizationScheme
+from minivllm.quantization.base import LinearOp
+from minivllm.quantization.select import Selection
+from minivllm.quantization.weight import QuantizedWeight
 
 # (qkv, layer, rotary, at) -> [N, H * D]. A row of qkv, [N, (H + 2 K) * D] contiguous, is q of all heads, then k, then
 # v: one buffer, so that k and v of a token can go to the cache in one write. q and k are not rotated yet, so that a
 # kernel can rotate and write at once: `rotary.rotate_(qkv, at)` is what is due. qkv may not be kept after the call.
 Attend = Callable[[Tensor, int, Rotary, Any], Tensor]
+Weight: TypeAlias = "Tensor | QuantizedWeight"
 
 
 class Model(Protocol):
@@ -80,6 +84,11 @@ class WeightSource(Protocol):
         """The tensor of this Hugging Face name, in its right shape, on the device and in the dtype of the model."""
         ...
 
+    def take_weight(self, name: str) -> Tensor | QuantizedWeight:
+        """As `take`, for the weight of a projection, which a checkpoint may hold quantized; `name` ends in `.weight`
+        either way."""
+        ...
+
 
 def tensor_shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
     """Every tensor of a checkpoint of this shape, by Hugging Face's names."""
@@ -110,7 +119,16 @@ def tensor_shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
 
 
 class DecoderLayer:
-    """The weights of one layer, and what is done with them."""
+    """The weights of one layer, and what is done with them.
+
+    Args:
+        spec, layer: which layer of what.
+        source: its tensors.
+        selection: how projections are stored and multiplied.
+        ops: what computes the rest.
+        rotations: of all positions.
+        flow: what calibrated schemes watch.
+    """
 
     __slots__ = ("down", "gate_up", "input_norm", "o", "post_norm", "qkv", "rotary")
 
@@ -119,24 +137,59 @@ class DecoderLayer:
         spec: ModelSpec,
         layer: int,
         source: WeightSource,
-        scheme: QuantizationScheme,
+        selection: Selection,
         ops: LayerOps,
         rotations: Tensor,
+        flow: Flow,
     ) -> None:
         hf = f"model.layers.{layer}"
         ours = f"layers.{layer}"
-        self.input_norm = ops.make_norm(source.take(f"{hf}.input_layernorm.weight"), spec.rms_norm_eps)
-        bias = _fused_qkv(spec, hf, "bias", source) if spec.attention_bias else None
-        self.qkv = scheme.make_linear(f"{ours}.qkv", _fused_qkv(spec, hf, "weight", source), bias)
+        eps = spec.rms_norm_eps
+
+        def norm_and_scaled(norm_name: str, name: str, weight: Weight) -> tuple[Norm, Weight]:
+            # Before a projection whose columns the scheme wants scaled, the norm's weight takes the division.
+            norm_weight = source.take(f"{hf}.{norm_name}layernorm.weight")
+            norm = ops.make_norm(norm_weight, eps)
+            flow.norm(norm)
+            scale = flow.input_scale(selection, name, weight)
+            if scale is not None:
+                assert isinstance(weight, Tensor)
+                # What the norm's dtype made of the division is what the weight gets back.
+                divided = (norm_weight.float() / scale).to(norm_weight.dtype)
+                scale = torch.where(divided == 0, torch.ones_like(scale), norm_weight.float() / divided.float())
+                flow.divide(scale)
+                weight = weight.float() * scale
+                norm_weight = torch.where(divided == 0, norm_weight, divided)
+                norm = ops.make_norm(norm_weight, eps)
+            selection.keep(f"{ours}.{norm_name}norm", norm_weight)
+            return norm, weight
+
+        bias = _fused_qkv_bias(spec, hf, source) if spec.attention_bias else None
+        qkv = _fused_qkv_weight(spec, hf, source)
+        self.input_norm, qkv = norm_and_scaled("input_", f"{ours}.qkv", qkv)
+        self.qkv: LinearOp = selection.make_linear(f"{ours}.qkv", qkv, bias, flow.x)
         norm_weight = _fused_qk_norm(spec, hf, source) if spec.qk_norm else None
         qk_heads = spec.num_heads + spec.num_kv_heads
-        self.rotary = ops.make_rotary(rotations, qk_heads, norm_weight, spec.rms_norm_eps)
+        self.rotary = ops.make_rotary(rotations, qk_heads, norm_weight, eps)
+        flow.attend(layer, self.qkv, self.rotary)
+
         bias = source.take(f"{hf}.self_attn.o_proj.bias") if spec.output_bias else None
-        self.o = scheme.make_linear(f"{ours}.o", source.take(f"{hf}.self_attn.o_proj.weight"), bias)
-        self.post_norm = ops.make_norm(source.take(f"{hf}.post_attention_layernorm.weight"), spec.rms_norm_eps)
-        gate_up = torch.cat([source.take(f"{hf}.mlp.{name}_proj.weight") for name in ("gate", "up")])
-        self.gate_up = scheme.make_linear(f"{ours}.gate_up", gate_up, None)
-        self.down = scheme.make_linear(f"{ours}.down", source.take(f"{hf}.mlp.down_proj.weight"), None)
+        o = source.take_weight(f"{hf}.self_attn.o_proj.weight")
+        self.o: LinearOp = selection.make_linear(f"{ours}.o", o, bias, flow.x)
+        flow.project(self.o)
+
+        gate_up = _joined([source.take_weight(f"{hf}.mlp.{name}_proj.weight") for name in ("gate", "up")])
+        down = source.take_weight(f"{hf}.mlp.down_proj.weight")
+        self.post_norm, gate_up = norm_and_scaled("post_attention_", f"{ours}.gate_up", gate_up)
+        scale = flow.down_scale(selection, f"{ours}.down", gate_up, down)
+        if scale is not None:
+            assert isinstance(gate_up, Tensor) and isinstance(down, Tensor)
+            gate, up = gate_up.float().chunk(2)
+            gate_up, down = torch.cat([gate, up / scale[:, None]]), down.float() * scale
+        self.gate_up: LinearOp = selection.make_linear(f"{ours}.gate_up", gate_up, None, flow.x)
+        flow.activate(self.gate_up)
+        self.down: LinearOp = selection.make_linear(f"{ours}.down", down, None, flow.x)
+        flow.project(self.down)
 
     @property
     def weight_bytes(self) -> int:
@@ -144,9 +197,35 @@ class DecoderLayer:
         return sum(part.weight_bytes for part in parts)
 
 
-def _fused_qkv(spec: ModelSpec, hf: str, kind: str, source: WeightSource) -> Tensor:
-    """[(H + 2 K) * D, C] weight or [(H + 2 K) * D] bias, q and k in interleaved pairs (see `rope`)."""
-    q, k, v = (source.take(f"{hf}.self_attn.{name}_proj.{kind}") for name in "qkv")
+def _joined(parts: Sequence[Weight]) -> Weight:
+    """Rows of several weights in one."""
+    tensors = [part for part in parts if isinstance(part, Tensor)]
+    if len(tensors) == len(parts):
+        return torch.cat(tensors)
+    quantized = [part for part in parts if isinstance(part, QuantizedWeight)]
+    if len(quantized) < len(parts) or not all(part.same_form(quantized[0]) for part in quantized):
+        raise ValueError(
+            "quantization: a checkpoint must quantize q, k and v alike, and gate and up alike: here each is one product"
+        )
+    return QuantizedWeight.join(quantized)
+
+
+def _fused_qkv_weight(spec: ModelSpec, hf: str, source: WeightSource) -> Weight:
+    """[(H + 2 K) * D, C], q and k in interleaved pairs (see `rope`)."""
+    q, k, v = (source.take_weight(f"{hf}.self_attn.{name}_proj.weight") for name in "qkv")
+    return _joined([_interleaved(q, spec.head_dim), _interleaved(k, spec.head_dim), v])
+
+
+def _interleaved(weight: Weight, head_dim: int) -> Weight:
+    if isinstance(weight, Tensor):
+        return interleave_pairs(weight, head_dim)
+    rows = torch.arange(weight.shape[0], device=weight.codes.device)
+    return weight.rows(interleave_pairs(rows, head_dim))
+
+
+def _fused_qkv_bias(spec: ModelSpec, hf: str, source: WeightSource) -> Tensor:
+    """[(H + 2 K) * D], as the weight's rows."""
+    q, k, v = (source.take(f"{hf}.self_attn.{name}_proj.bias") for name in "qkv")
     return torch.cat([interleave_pairs(q, spec.head_dim), interleave_pairs(k, spec.head_dim), v])
 
 
@@ -162,35 +241,49 @@ class Llama:
     Args:
         spec: its shape.
         source: its tensors; they are taken layer by layer, so at most one layer is alive twice.
-        scheme: how projections are stored and multiplied.
+        selection: how projections are stored and multiplied.
         ops: what computes the rest of a layer.
         max_len: positions that the rotation table covers.
+        start_flow: makes the flow that calibrated schemes watch, from the embedding; nothing flows where None.
     """
 
     def __init__(
-        self, spec: ModelSpec, source: WeightSource, scheme: QuantizationScheme, ops: LayerOps, max_len: int
+        self,
+        spec: ModelSpec,
+        source: WeightSource,
+        selection: Selection,
+        ops: LayerOps,
+        max_len: int,
+        start_flow: Callable[[Tensor], Flow] | None = None,
     ) -> None:
         self.spec = spec
         self.max_len = max_len
         embedding = source.take("model.embed_tokens.weight")
+        self.dtype = embedding.dtype
+        flow = Flow() if start_flow is None else start_flow(embedding)
         # [max_len, 1, D / 2]
         rotations = rotation_table(spec.rope, spec.head_dim, max_len).to(embedding.device)
-        self.layers = [DecoderLayer(spec, i, source, scheme, ops, rotations) for i in range(spec.num_layers)]
-        self.norm = ops.make_norm(source.take("model.norm.weight"), spec.rms_norm_eps)
+        self.layers = [DecoderLayer(spec, i, source, selection, ops, rotations, flow) for i in range(spec.num_layers)]
+        norm_weight = source.take("model.norm.weight")
+        selection.keep("norm", norm_weight)
+        self.norm = ops.make_norm(norm_weight, spec.rms_norm_eps)
+        flow.norm(self.norm)
         self._silu_and_mul = ops.silu_and_mul
-        head = embedding if spec.tie_word_embeddings else source.take("lm_head.weight")
-        self.lm_head = scheme.make_linear("lm_head", head, None)
+        # A tied head is the embedding once more: the scheme keeps it unchanged and looks rows up in it, or leaves it.
+        head = embedding if spec.tie_word_embeddings else source.take_weight("lm_head.weight")
+        selection.keep("embed_tokens", embedding)
+        self.lm_head: LinearOp = selection.make_linear("lm_head", head, None, flow.x)
         # Where the head keeps the tied weight unchanged, rows are looked up in the head's own memory.
         shared = self.lm_head.look_up if spec.tie_word_embeddings else None
         # [N] int64 -> [N, C], a new tensor
         self.embed = shared or (lambda token_ids: embedding.index_select(0, token_ids))
-        self.dtype = embedding.dtype
         self.weights_bytes = (
             (0 if shared else embedding.nbytes)
             + sum(layer.weight_bytes for layer in self.layers)
             + self.norm.weight_bytes
             + self.lm_head.weight_bytes
         )
+        self.precision = selection.precision()
         # A layer ends with the norm that the next one begins with, as the residual sum is fused into it.
         next_norms = [layer.input_norm for layer in self.layers[1:]] + [self.norm]
         self._layers_and_next_norms = list(zip(self.layers, next_norms, strict=True))

@@ -7,7 +7,7 @@ layer, whatever dtype the file has.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -16,9 +16,14 @@ from minivllm.config import DTYPES, ModelConfig
 from minivllm.layers.base import LayerOps
 from minivllm.layers.torch_ops import TorchOps
 from minivllm.models.checkpoint import Checkpoint
+from minivllm.models.flow import CalibrationFlow, Flow
 from minivllm.models.folder import read_spec, resolve_folder
 from minivllm.models.llama import Llama, WeightSource, tensor_shapes
+from minivllm.models.spec import ModelSpec
+from minivllm.models.tokenizer import load_tokenizer
 from minivllm.quantization.base import QuantizationScheme
+from minivllm.quantization.calibration import CalibrationText
+from minivllm.quantization.select import Keep, Selection
 
 
 class RandomWeights:
@@ -52,6 +57,9 @@ class RandomWeights:
         tensor = torch.empty(shape, dtype=self._dtype, device=self._device)
         return tensor.normal_(0.0, self._std, generator=generator)
 
+    def take_weight(self, name: str) -> Tensor:
+        return self.take(name)
+
 
 def resolve_dtype(config: ModelConfig, *, device: str, dtype: str) -> torch.dtype:
     """What `auto` means: float32 on a CPU and the checkpoint's own on a GPU."""
@@ -63,7 +71,14 @@ def resolve_dtype(config: ModelConfig, *, device: str, dtype: str) -> torch.dtyp
 
 
 def load_model(
-    config: ModelConfig, *, device: str, dtype: str, scheme: QuantizationScheme, ops: LayerOps | None = None
+    config: ModelConfig,
+    *,
+    device: str,
+    dtype: str,
+    scheme: QuantizationScheme,
+    skip: Sequence[str] = (),
+    ops: LayerOps | None = None,
+    keep: Keep | None = None,
 ) -> Llama:
     """Build the configured model.
 
@@ -72,7 +87,9 @@ def load_model(
         device: `cpu` or `cuda`.
         dtype: of weights and activations; `auto` is float32 on a CPU and the checkpoint's own on a GPU.
         scheme: how projections are stored and multiplied.
+        skip: patterns of projections that stay as they are, see `Selection`.
         ops: what computes the rest of a layer; plain PyTorch where None.
+        keep: told of every weight once it is final.
 
     Raises:
         ValueError: anything about the folder, its config or its tensors that does not fit, in one line.
@@ -89,5 +106,29 @@ def load_model(
         assert config.path is not None, "ModelConfig refuses this"
         folder = resolve_folder(config.path)
         source = Checkpoint(folder, shapes, device=device, dtype=torch_dtype, tied_head=spec.tie_word_embeddings)
+    selection = Selection(scheme, skip, spec.num_layers, torch_dtype, keep)
+    start_flow = None
+    if scheme.calibration is not None:
+        token_ids = _calibration_windows(scheme.calibration, config, spec, max_len)
+
+        def start_flow(embedding: Tensor) -> Flow:
+            return CalibrationFlow(spec, token_ids, embedding)
+
     with torch.no_grad():
-        return Llama(spec, source, scheme, ops if ops is not None else TorchOps(), max_len)
+        return Llama(spec, source, selection, ops if ops is not None else TorchOps(), max_len, start_flow)
+
+
+def _calibration_windows(text: CalibrationText, config: ModelConfig, spec: ModelSpec, max_len: int) -> Tensor:
+    """[W, L] int64."""
+    if text.window_tokens > max_len:
+        raise ValueError(
+            f"quantization.calibration.window_tokens={text.window_tokens}: must be at most {max_len}, the longest "
+            "sequence of this model"
+        )
+
+    def encode(content: str) -> list[int]:
+        tokenizer = load_tokenizer(config.tokenizer or config.path)
+        ids: list[int] = tokenizer.encode(content, add_special_tokens=False, verbose=False)
+        return ids
+
+    return text.windows(encode, spec.vocab_size)

@@ -13,9 +13,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from minivllm.quantization.base import LinearOp
+from minivllm.config import require
+from minivllm.quantization.base import LinearOp, LinearTarget, QuantizationScheme
+from minivllm.quantization.linears import make_quantized_linear
+from minivllm.quantization.weight import QuantizedWeight
 
 LAYOUTS = ("in_out", "out_in", "panels", "invariant")
+WEIGHT_DTYPES = ("bfloat16", "float16")
 
 
 class InOutLinear:
@@ -60,31 +64,43 @@ class OutInLinear:
         return F.linear(x, self.weight, self.bias)
 
 
-class Unquantized:
-    """Keep every weight in the dtype of the activations.
+class Unquantized(QuantizationScheme):
+    """Keep every weight in the dtype of the activations, or on a CPU in the 16 bits that it has in its checkpoint. A
+    checkpoint that is quantized already stays so.
 
     Args:
         layout: `in_out` or `out_in` for PyTorch's products, `panels` for our own CPU kernel, `invariant` for our own
-            GPU kernel, whose rows do not depend on the batch; where None it follows the rest and the device.
-        kernels: `torch`, `numba` or `triton`, what the engine computes with.
-        batch_invariant: what the engine asks for; our CPU kernel always is.
+            GPU kernel, whose rows do not depend on the batch; where None it follows the target.
+        weight_dtype: `bfloat16` or `float16`: store weights so and compute in float32, with our own CPU kernel. The
+            same tokens as in float32 where that is the checkpoint's own dtype, from half of the bytes.
+        target: what the operations are for.
     """
 
-    def __init__(self, layout: str | None = None, *, kernels: str = "torch", batch_invariant: bool = False) -> None:
-        self.kernels = kernels
-        self.batch_invariant = batch_invariant
-        if layout is not None and layout not in LAYOUTS:
-            raise ValueError(f"quantization.layout={layout!r}: must be null or one of {', '.join(LAYOUTS)}")
+    def __init__(
+        self, layout: str | None = None, *, weight_dtype: str | None = None, target: LinearTarget | None = None
+    ) -> None:
+        super().__init__(target=target or LinearTarget())
+        require(layout in (None, *LAYOUTS), "quantization.layout", layout, f"null or one of {', '.join(LAYOUTS)}")
+        allowed = f"null or one of {', '.join(WEIGHT_DTYPES)}"
+        require(weight_dtype in (None, *WEIGHT_DTYPES), "quantization.weight_dtype", weight_dtype, allowed)
+        if weight_dtype is not None and self.target.kernels != "numba":
+            raise ValueError(
+                f"quantization.weight_dtype={weight_dtype}: is for our CPU kernels, and this engine computes with "
+                f"{self.target.kernels}: leave it null and choose execution.dtype={weight_dtype}"
+            )
         self.layout = layout
+        self.weight_dtype = weight_dtype
 
-    def make_linear(self, name: str, weight: Tensor, bias: Tensor | None) -> LinearOp:
-        layout = self.layout
-        if layout is None and self.kernels == "numba":
-            layout = "panels"
-        elif layout is None and self.kernels == "triton":
-            layout = "invariant" if self.batch_invariant else "out_in"
-        elif layout is None:
-            layout = "in_out" if weight.device.type == "cpu" else "out_in"
+    def make_linear(
+        self, name: str, weight: Tensor | QuantizedWeight, bias: Tensor | None, x: Tensor | None = None
+    ) -> LinearOp:
+        if isinstance(weight, QuantizedWeight):
+            return make_quantized_linear(weight, bias, self.target)
+        if self.weight_dtype is not None:
+            from minivllm.quantization.half import HalfLinear
+
+            return HalfLinear(weight.to(getattr(torch, self.weight_dtype)), bias)
+        layout = self.layout or self._own_layout(weight)
         if layout == "panels":
             from minivllm.quantization.panels import PanelLinear
 
@@ -94,3 +110,10 @@ class Unquantized:
 
             return InvariantLinear(weight, bias)
         return InOutLinear(weight, bias) if layout == "in_out" else OutInLinear(weight, bias)
+
+    def _own_layout(self, weight: Tensor) -> str:
+        if self.target.kernels == "numba":
+            return "panels"
+        if self.target.kernels == "triton":
+            return "invariant" if self.target.batch_invariant else "out_in"
+        return "in_out" if weight.device.type == "cpu" else "out_in"

@@ -16,7 +16,7 @@ from minivllm.models import load_model
 from minivllm.models.folder import read_spec
 from minivllm.models.llama import Llama, tensor_shapes
 from minivllm.models.loader import resolve_dtype
-from minivllm.quantization.none import Unquantized
+from minivllm.quantization.base import LinearTarget, QuantizationScheme
 from minivllm.runner.base import MemoryReport
 from minivllm.runner.kernels import attention_of, make_ops, resolve_kernels
 from minivllm_kernels.cpu_memory import advise_huge_pages
@@ -51,6 +51,7 @@ class Parts:
             kv_cache_bytes=self.kv_cache.nbytes,
             peak_allocated_bytes=torch.cuda.max_memory_allocated() if cuda else None,
             peak_reserved_bytes=torch.cuda.max_memory_reserved() if cuda else None,
+            precision=self.model.precision,
         )
 
     def copy_blocks(self, sources: Tensor, targets: Tensor) -> None:
@@ -77,11 +78,15 @@ def make_parts(config: EngineConfig, kernels: str) -> Parts:
     ops = make_ops(kernels)
     if device.type == "cuda":
         _check_weights_fit(config, dtype)
+    target = LinearTarget(
+        kernels=kernels, device=execution.device, dtype=dtype, batch_invariant=execution.batch_invariant
+    )
     model = load_model(
         config.model,
         device=execution.device,
         dtype=execution.dtype,
-        scheme=Unquantized(kernels=kernels, batch_invariant=execution.batch_invariant),
+        scheme=config.quantization.scheme.make("quantization", QuantizationScheme, target=target),
+        skip=config.quantization.skip,
         ops=ops,
     )
     spec = model.spec
@@ -141,7 +146,11 @@ def find_kernels(config: EngineConfig) -> str:
 
 def _check_weights_fit(config: EngineConfig, dtype: torch.dtype) -> None:
     shapes = tensor_shapes(read_spec(config.model))
-    needed = sum(math.prod(shape) for shape in shapes.values()) * dtype.itemsize
+    # What is quantized takes a quarter or more.
+    share = 0.25 if config.quantization.is_lossy else 1.0
+    needed = dtype.itemsize * sum(
+        math.prod(shape) * (share if ".layers." in name else 1.0) for name, shape in shapes.items()
+    )
     free, total = torch.cuda.mem_get_info()
     if needed > free:
         raise ValueError(

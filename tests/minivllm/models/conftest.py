@@ -13,6 +13,7 @@ from torch import Tensor
 from minivllm.config import ModelConfig
 from minivllm.layers.base import Rotary
 from minivllm.models import Attend, Llama, load_model
+from minivllm.quantization.base import LinearTarget
 from minivllm.quantization.none import Unquantized
 from minivllm.runner.kernels import make_ops
 
@@ -107,7 +108,7 @@ def load() -> Callable[..., Llama]:
     def load_folder(
         folder: Path, *, dtype: str = "float32", scheme: Any = None, kernels: str = "torch", **config: Any
     ) -> Llama:
-        scheme = Unquantized(kernels=kernels) if scheme is None else scheme
+        scheme = Unquantized(target=LinearTarget(kernels=kernels)) if scheme is None else scheme
         model, ops = ModelConfig(path=str(folder), **config), make_ops(kernels)
         return load_model(model, device="cpu", dtype=dtype, scheme=scheme, ops=ops)
 

@@ -10,8 +10,9 @@ from minivllm.config import ModelConfig
 from minivllm.layers.base import Rotary
 from minivllm.models import Llama, load_model, read_spec
 from minivllm.models.llama import tensor_shapes
-from minivllm.quantization.base import LinearOp
+from minivllm.quantization.base import LinearOp, LinearTarget, QuantizationScheme
 from minivllm.quantization.none import OutInLinear, Unquantized
+from minivllm.quantization.weight import QuantizedWeight
 
 SHAPE = {
     "model_type": "qwen3",
@@ -29,13 +30,17 @@ SHAPE = {
 }
 
 
-class _RecordingScheme:
+class _RecordingScheme(QuantizationScheme):
     """Keeps what it is given, and says that the head is packed."""
 
     def __init__(self) -> None:
+        super().__init__(target=LinearTarget())
         self.given: dict[str, tuple[tuple[int, ...], bool]] = {}
 
-    def make_linear(self, name: str, weight: Tensor, bias: Tensor | None) -> LinearOp:
+    def make_linear(
+        self, name: str, weight: Tensor | QuantizedWeight, bias: Tensor | None, x: Tensor | None = None
+    ) -> LinearOp:
+        assert isinstance(weight, Tensor)
         self.given[name] = (tuple(weight.shape), bias is not None)
         return _Packed(weight, bias) if name == "lm_head" else OutInLinear(weight, bias)
 

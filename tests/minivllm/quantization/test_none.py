@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from minivllm.quantization.base import LinearTarget
 from minivllm.quantization.none import InOutLinear, OutInLinear, Unquantized
 from minivllm.quantization.panels import PanelLinear
 
@@ -32,8 +33,11 @@ def test_weights_lie_in_out_on_a_cpu_unless_told_otherwise() -> None:
     _, weight, _ = _make()
     assert isinstance(Unquantized().make_linear("x", weight, None), InOutLinear)
     assert isinstance(Unquantized("out_in").make_linear("x", weight, None), OutInLinear)
-    assert isinstance(Unquantized(kernels="numba").make_linear("x", weight, None), PanelLinear)
-    assert isinstance(Unquantized("out_in", kernels="numba").make_linear("x", weight, None), OutInLinear)
+    numba = LinearTarget(kernels="numba")
+    assert isinstance(Unquantized(target=numba).make_linear("x", weight, None), PanelLinear)
+    assert isinstance(
+        Unquantized("out_in", target=LinearTarget(kernels="numba")).make_linear("x", weight, None), OutInLinear
+    )
 
 
 def test_an_unknown_layout_is_named() -> None:
