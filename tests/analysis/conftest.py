@@ -141,9 +141,11 @@ def told(items: Sequence[Mapping[str, Any]]) -> dict[str, float]:
             "quality_num_tokens": sum(row["num_tokens"] for row in items if row["kind"] == "text"),
         }
     if any(row["kind"] == "generation" for row in items):
-        known = [row["first_divergence"] for row in items if row.get("first_divergence") is not None]
+        same = [row for row in items if row["kind"] == "generation"]
+        # A prompt that never diverges counts with all its tokens.
+        first = [row["num_tokens"] if row["first_divergence"] is None else row["first_divergence"] for row in same]
         made["token_agreement_fraction"] = over("generation", "token_matches")
-        made["first_divergence_mean_tokens"] = float(np.mean(known)) if known else None  # type: ignore[assignment]
+        made["first_divergence_mean_tokens"] = float(np.mean(first))
     tasks = [row["task_correct"] for row in items if row["kind"] == "task"]
     return made | ({"task_score_fraction": float(np.mean(tasks))} if tasks else {})
 
