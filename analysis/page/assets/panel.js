@@ -20,8 +20,13 @@ function panel(holder, spec, hidden, tip) {
   const plot = make("g", {}, svg), taken = [];
   for (const s of shown) drawSeries(plot, s, x, y, bottom, taken);
   for (const line of spec.lines || []) {
-    const points = line.x.map((v, i) => `${x.at(v).toFixed(1)},${y.at(line.y[i]).toFixed(1)}`);
-    make("polyline", {points: points.join(" "), class: "front"}, plot);
+    const points = line.x.map((v, i) => [x.at(v), y.at(line.y[i])]);
+    make("polyline", {points: points.map(([a, b]) => `${a.toFixed(1)},${b.toFixed(1)}`).join(" "), class: "front"}, plot);
+    // Names keep off the level and upright parts.
+    points.slice(1).forEach(([a, b], i) => {
+      const [c, d] = points[i];
+      if (a === c || b === d) taken.push([Math.min(a, c), Math.min(b, d) - 1, Math.max(a, c), Math.max(b, d) + 1]);
+    });
   }
   labels(svg, shown, x, y, {left, right, top, bottom}, taken);
   pointer(svg, spec, shown, x, y, tip, width);
