@@ -35,7 +35,7 @@ MEASURES = {
 }
 CAPTIONS = {
     "precisions": "Perplexity against speed: down and to the right is better, and the dashed line joins what nothing "
-    "beats in both. Whiskers are 95 % intervals of the comparison with the baseline.",
+    "beats in both. Whiskers are 95 % intervals of the comparison with the baseline, cut where they leave the plot.",
     "precisions-kl": "Divergence from the unquantized model against speed. What lies on the lower edge diverges by "
     "that or less, as the unquantized model itself does.",
     "precisions-greedy": "Prompts whose greedy output is still the unquantized model's, after so many tokens: quality "
@@ -51,6 +51,7 @@ def precision_specs(sweep: Sweep, precisions: pd.DataFrame) -> dict[str, Spec]:
         precisions: of it, from `analysis.precision`.
     """
     rows = _shown(precisions)
+    rows = rows.assign(label=_brief(rows["label"].tolist()))
     looks = {place: look for look, place in enumerate(rows.index)}
     made: dict[str, Spec] = {}
     for name, (column, title) in MEASURES.items():
@@ -78,6 +79,13 @@ def _shown(precisions: pd.DataFrame) -> pd.DataFrame:
     return precisions.loc[sorted(first)]
 
 
+def _brief(labels: Sequence[str]) -> list[str]:
+    """Where one knob was varied its values say enough: `quantization=int8` is `int8`."""
+    parts = [label.partition("=") for label in labels]
+    is_one = len({knob for knob, _, _ in parts}) == 1 and all(value and "=" not in value for _, _, value in parts)
+    return [value for _, _, value in parts] if is_one and len(labels) > 1 else list(labels)
+
+
 def _sizes(precisions: pd.DataFrame) -> list[float | None]:
     sizes: list[float | None] = precisions.attrs["sizes"]
     if len(sizes) <= MAX_PANELS:
@@ -98,7 +106,9 @@ def _against_speed(
         return None
     series = [_mark(row, looks[int(place)], column, size) for place, row in known.iterrows()]
     x, y = (np.array([one[axis][0] for one in series], dtype=float) for axis in ("x", "y"))
-    up = _upwards(column, title, y)
+    axes = {"x": _across(x), "y": _upwards(column, title, y)}
+    for name, middle in (("x", x), ("y", y)):
+        _cut(axes[name], name, series, middle)
     front = np.flatnonzero(on_front(np.stack([x, -y], axis=1)))
     front = front[np.argsort(x[front], kind="stable")]
     if len(series) > MAX_NAMED:
@@ -107,8 +117,7 @@ def _against_speed(
     return {
         "title": "" if size is None else f"{precisions.attrs['batch_name']} {size:g}",
         "height": 280 if len(precisions.attrs["sizes"]) > 1 else 380,
-        "x": {"label": f"output ({THROUGHPUT.unit}), higher is better", "log": bool(x.max() > 10 * x.min() > 0)},
-        "y": up,
+        **axes,
         "series": series,
         "lines": [_steps(x[front], y[front])] if len(front) > 1 else [],
     }
@@ -137,10 +146,31 @@ def _mark(row: pd.Series, look: int, column: str, size: float | None) -> Spec:
     }
 
 
+def _across(x: np.ndarray) -> Spec:
+    return {"label": f"output ({THROUGHPUT.unit}), higher is better", "log": bool(x.max() > 10 * x.min() > 0)}
+
+
+def _cut(axis: Spec, name: str, series: Sequence[Spec], middle: np.ndarray) -> None:
+    """Of two repeats an interval may be so wide that it presses all points together: it ends at the edge then."""
+    wide = float(np.ptp(middle))
+    if axis.get("log") or not wide:
+        return
+    low, high = max(0.0, middle.min() - wide), middle.max() + wide
+    lows, highs = ([one[f"{name}{end}"][0] for one in series] for end in ("lo", "hi"))
+    if any(value is not None and value < low for value in lows):
+        axis["min"] = low
+    if any(value is not None and value > high for value in highs):
+        axis["max"] = high
+    for one, least, most in zip(series, lows, highs, strict=True):
+        one[f"{name}lo"] = [None if least is None else max(low, least)]
+        one[f"{name}hi"] = [None if most is None else min(high, most)]
+
+
 def _upwards(column: str, title: str, y: np.ndarray) -> Spec:
     """Logarithmic where figures span more than a factor of ten; a divergence of nothing lies on the lower edge."""
     above = y[y > _ROUNDING] if column == "kl_mean_nats" else y
-    axis: Spec = {"label": f"{title}, lower is better"}
+    # Perplexities differ in their fourth digit.
+    axis: Spec = {"label": f"{title}, lower is better", "digits": 3 if column == "kl_mean_nats" else 6}
     if len(above) and above.min() > 0 and (above.max() > 10 * above.min()):
         axis["log"] = True
         if len(above) < len(y):
@@ -186,5 +216,4 @@ def _greedy(sweep: Sweep, rows: pd.DataFrame, looks: dict[int, int]) -> Spec | N
 
 
 def _numbers(values: Sequence[float] | np.ndarray) -> list[float | None]:
-    """Perplexities differ in their fifth digit."""
     return [float(f"{value:.8g}") if np.isfinite(value) else None for value in values]

@@ -205,8 +205,8 @@ def _notes(precisions: pd.DataFrame, rows: pd.DataFrame, sizes: Sequence[float |
         made.append(f"Ratios and the task's differences are to {against}.")
         made.append(RULE)
     made.append(
-        "Brackets and ± are 95 % intervals: of speeds over repeats, of quality over windows of text, prompts and "
-        "tasks, paired where two precisions are compared."
+        "Latencies are means of the repeats' medians. Brackets and ± are 95 % intervals: of speeds over repeats, of "
+        "quality over windows of text, prompts and tasks, paired where two precisions are compared."
     )
     if len(rows) > 1:
         what = "perplexity" if precisions.attrs["front"] == "perplexity" else "KL divergence"

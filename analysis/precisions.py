@@ -24,7 +24,7 @@ from analysis.metrics import THROUGHPUT, TTFT_P50, Metric, metric_of
 from analysis.precision_caveats import caveats_of
 from analysis.precision_rows import Row, Rows, rows_of
 from analysis.quality_figures import SUMS, TASK_SCORE, Compared, Quality
-from analysis.summary import numbers, points
+from analysis.summary import numbers
 from analysis.values import repeats_of
 from analysis.views import on_front
 
@@ -108,21 +108,23 @@ def _counted(sweep: Sweep, rows: Rows) -> pd.DataFrame:
 
 
 def _speeds(sweep: Sweep, rows: Rows) -> pd.DataFrame:
-    summary = points(sweep, SPEEDS).set_index(POINT_KEY)
+    """Means over repeats, of each run's own median where it is a latency: what ratios are of."""
     columns: dict[str, list[float]] = {}
     for metric in SPEEDS:
         table = repeats_of(sweep, metric.column)
         values = {key: table[key].to_numpy(dtype=float) for key in table.columns}
         for size in rows.sizes:
             name = at(metric.column, size)
-            columns[name] = [
-                float(summary.at[row.points[size], metric.column]) if size in row.points else math.nan
-                for row in rows.rows
-            ]
+            columns[name] = [_mean(values[row.points[size]]) if size in row.points else math.nan for row in rows.rows]
             found = [_against(values, row, rows, size) for row in rows.rows]
             for part in _PARTS:
                 columns[at(f"{metric.column}_{part}", size)] = [getattr(one, part) for one in found]
     return pd.DataFrame(columns, dtype=float)
+
+
+def _mean(values: np.ndarray) -> float:
+    known = values[np.isfinite(values)]
+    return float(known.mean()) if len(known) else math.nan
 
 
 def _against(values: Mapping[PointKey, np.ndarray], row: Row, rows: Rows, size: float | None) -> Paired:

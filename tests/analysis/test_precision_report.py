@@ -206,6 +206,22 @@ def test_plots_have_a_panel_a_batch_size_and_a_frontier_in_steps(few: analysis.S
     json.dumps(specs, allow_nan=False)
 
 
+def test_plots_name_one_knob_by_its_values_and_cut_whiskers_that_go_too_far(
+    tmp_path: Path, make_quality_sweep: Callable[..., Path]
+) -> None:
+    folder = make_quality_sweep(
+        tmp_path / "sweep", precisions=FEW, sizes=(None,), knob="quantization", noise=0.4, repeats=2, details=False
+    )
+    sweep = analysis.load(folder)
+    table = analysis.precision(sweep)
+    (panel,) = precision_specs(sweep, table)["precisions"]["panels"]
+    assert [one["name"] for one in panel["series"]] == ["fp32", "int8", "int4"]
+    speeds = [one["x"][0] for one in panel["series"]]
+    assert table["output_throughput_tps_ratio_high"].max() > 50, "two repeats know next to nothing"
+    assert panel["x"]["max"] == pytest.approx(2 * max(speeds) - min(speeds))
+    assert max(one["xhi"][0] for one in panel["series"]) == panel["x"]["max"]
+
+
 def test_greedy_outputs_part_from_the_unquantized_ones(few: analysis.Sweep) -> None:
     panel = precision_specs(few, analysis.precision(few))["precisions-greedy"]["panels"][0]
     shares = {one["name"]: one["y"] for one in panel["series"]}
