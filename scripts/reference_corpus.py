@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import sysconfig
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,14 @@ def calibration_part(train: dict[str, str]) -> dict[str, str]:
         if not is_test and 2_000 <= len(train[name]) <= 20_000:
             chosen[name] = train[name]
     return chosen
+
+
+def write_texts(folder: Path, train: dict[str, str], held_out: dict[str, str]) -> None:
+    """heldout.jsonl and calibration.jsonl, an object with path and text a line."""
+    for file, part in (("heldout", held_out), ("calibration", calibration_part(train))):
+        with open(folder / f"{file}.jsonl", "w", encoding="utf-8") as f:
+            for name, text in part.items():
+                f.write(json.dumps({"path": name, "text": text}) + "\n")
 
 
 def train_tokenizer(texts: list[str]) -> Any:

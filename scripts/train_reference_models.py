@@ -34,16 +34,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from reference_corpus import (
-    BOS,
-    EOS,
-    VOCAB_SIZE,
-    calibration_part,
-    encode,
-    kneser_ney_nats,
-    read_corpus,
-    train_tokenizer,
-)
+from reference_corpus import BOS, EOS, VOCAB_SIZE, encode, kneser_ney_nats, read_corpus, train_tokenizer, write_texts
 from torch import Tensor, nn
 
 MAX_POSITIONS = 2048
@@ -355,10 +346,7 @@ def main() -> int:
     args.out.mkdir(parents=True, exist_ok=True)
 
     train_files, held_out_files = read_corpus()
-    for file, part in (("heldout", held_out_files), ("calibration", calibration_part(train_files))):
-        with open(args.out / f"{file}.jsonl", "w", encoding="utf-8") as f:
-            for name, text in part.items():
-                f.write(json.dumps({"path": name, "text": text}) + "\n")
+    write_texts(args.out, train_files, held_out_files)
     if args.text_only:
         return 0
     tokenizer = train_tokenizer(list(train_files.values()))

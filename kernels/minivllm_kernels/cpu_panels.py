@@ -11,16 +11,33 @@ from minivllm_kernels.cpu_tiles import PANEL_WIDTH
 
 # Groups share a scale. A group is whole vectors of words, whatever the code's width.
 _GROUP_MULTIPLE = 32
+# At a time, when rows are laid out in their own memory.
+_COPIED_VALUES = 2**20
 
 
-def panels_of(rows: Tensor) -> Tensor:
-    """[out, n] of any dtype -> [ceil(out / 32), n, 32], zeros where there is no output."""
+def panels_of(rows: Tensor, *, overwrite: bool = False) -> Tensor:
+    """Lay rows out for a kernel.
+
+    Args:
+        rows: [out, n] of any dtype.
+        overwrite: the panels may take the memory of the rows, where they fill it: nothing is held twice.
+
+    Returns:
+        [ceil(out / 32), n, 32], zeros where there is no output.
+    """
     num_outputs, size = rows.shape
     num_whole, rest = divmod(num_outputs, PANEL_WIDTH)
-    panels = torch.empty(num_whole + (rest > 0), size, PANEL_WIDTH, dtype=rows.dtype)
+    shape = (num_whole + (rest > 0), size, PANEL_WIDTH)
+    in_place = overwrite and not rest and rows.is_contiguous()
+    panels = rows.view(shape) if in_place else torch.empty(shape, dtype=rows.dtype)
     advise_huge_pages(panels)
-    whole = rows[: num_whole * PANEL_WIDTH].unflatten(0, (num_whole, PANEL_WIDTH))
-    panels[:num_whole] = whole.transpose(1, 2)
+    # A panel takes the place of its own rows. Some at once, as each step has a cost of its own.
+    step = max(1, _COPIED_VALUES // (PANEL_WIDTH * max(1, size)))
+    for first in range(0, num_whole, step):
+        end = min(first + step, num_whole)
+        some = rows[first * PANEL_WIDTH : end * PANEL_WIDTH]
+        turned = some.unflatten(0, (end - first, PANEL_WIDTH)).transpose(1, 2)
+        panels[first:end] = turned.contiguous() if in_place else turned
     if rest:
         panels[num_whole] = 0
         panels[num_whole, :, :rest] = rows[num_whole * PANEL_WIDTH :].t()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -67,15 +68,25 @@ def read_spec(config: ModelConfig) -> ModelSpec:
         ValueError: no folder, no config.json, or something in it that is not supported.
     """
     if config.weights == "random" and config.shape is not None:
-        return ModelSpec.from_hf(config.shape, "model.shape")
+        return _spec(config, config.shape, "model.shape")
     assert config.path is not None, "ModelConfig refuses this"
     folder = resolve_folder(config.path)
     file = folder / "config.json"
     if not file.is_file():
         raise ValueError(f"model.path={config.path!r}: must be a Hugging Face model folder, but has no config.json")
-    spec = ModelSpec.from_hf(read_json(file), str(file))
+    spec = _spec(config, read_json(file), str(file))
     generation_file = folder / "generation_config.json"
     if not generation_file.is_file():
         return spec
     more = token_ids(Fields(read_json(generation_file), str(generation_file)), "eos_token_id")
     return dataclasses.replace(spec, eos_token_ids=spec.eos_token_ids | more)
+
+
+def _spec(config: ModelConfig, mapping: Mapping[str, Any], source: str) -> ModelSpec:
+    spec = ModelSpec.from_hf(mapping, source)
+    if config.weights == "random" and spec.quant_method is not None:
+        raise ValueError(
+            f"{source}: quantization_config.quant_method={spec.quant_method!r}: must be absent where "
+            "model.weights=random: choose a quantization of ours, which rounds random weights too"
+        )
+    return spec

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -17,8 +18,9 @@ from minivllm.layers.base import LayerOps
 from minivllm.layers.torch_ops import TorchOps
 from minivllm.models.checkpoint import Checkpoint
 from minivllm.models.flow import CalibrationFlow, Flow
-from minivllm.models.folder import read_spec, resolve_folder
+from minivllm.models.folder import read_json, read_spec, resolve_folder
 from minivllm.models.llama import Llama, WeightSource, tensor_shapes
+from minivllm.models.quantized import read_format
 from minivllm.models.spec import ModelSpec
 from minivllm.models.tokenizer import load_tokenizer
 from minivllm.quantization.base import QuantizationScheme
@@ -70,6 +72,27 @@ def resolve_dtype(config: ModelConfig, *, device: str, dtype: str) -> torch.dtyp
     return getattr(torch, dtype)
 
 
+def open_checkpoint(folder: Path, spec: ModelSpec, *, device: str, dtype: torch.dtype) -> Checkpoint:
+    """The tensors of a folder, checked by their headers.
+
+    Args:
+        folder: holds config.json, whose shape is `spec`, and the weights.
+        device, dtype: of what it gives.
+
+    Raises:
+        ValueError: anything about tensors, or how they are quantized, that does not fit, in one line.
+    """
+    file = folder / "config.json"
+    return Checkpoint(
+        folder,
+        tensor_shapes(spec),
+        device=device,
+        dtype=dtype,
+        tied_head=spec.tie_word_embeddings,
+        packing=read_format(read_json(file), str(file)),
+    )
+
+
 def load_model(
     config: ModelConfig,
     *,
@@ -97,15 +120,13 @@ def load_model(
     spec = read_spec(config)
     max_len = spec.limit_length(config.max_model_len)
     torch_dtype = resolve_dtype(config, device=device, dtype=dtype)
-    shapes = tensor_shapes(spec)
     source: WeightSource
     if config.weights == "random":
         std = spec.initializer_range
-        source = RandomWeights(shapes, seed=config.seed, std=std, device=device, dtype=torch_dtype)
+        source = RandomWeights(tensor_shapes(spec), seed=config.seed, std=std, device=device, dtype=torch_dtype)
     else:
         assert config.path is not None, "ModelConfig refuses this"
-        folder = resolve_folder(config.path)
-        source = Checkpoint(folder, shapes, device=device, dtype=torch_dtype, tied_head=spec.tie_word_embeddings)
+        source = open_checkpoint(resolve_folder(config.path), spec, device=device, dtype=torch_dtype)
     selection = Selection(scheme, skip, spec.num_layers, torch_dtype, keep)
     start_flow = None
     if scheme.calibration is not None:

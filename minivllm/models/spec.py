@@ -21,6 +21,8 @@ ARCHITECTURES = {
     "qwen3": "Qwen3ForCausalLM",
 }
 ROPE_TYPES = ("default", "linear", "llama3", "yarn")
+# Layouts of quantized weights that `models.quantized` reads.
+QUANT_METHODS = ("gptq", "awq", "compressed-tensors")
 
 # Hugging Face's own defaults, for files that leave a key out.
 _ROPE_THETA = 10_000.0
@@ -70,6 +72,7 @@ class ModelSpec:
         sliding_windows: keys that a query sees, itself included; one a layer, None where it sees all.
         dtype: of the checkpoint's weights.
         initializer_range: standard deviation of random weights.
+        quant_method: the layout of weights that are quantized in the checkpoint already; None where they are not.
     """
 
     architecture: str
@@ -92,6 +95,7 @@ class ModelSpec:
     bos_token_id: int | None
     eos_token_ids: frozenset[int]
     initializer_range: float = 0.02
+    quant_method: str | None = None
 
     @property
     def context_length(self) -> int:
@@ -129,7 +133,6 @@ class ModelSpec:
         architecture = _architecture(fields)
         fields.require(fields.get("hidden_act") in (None, "silu"), "hidden_act", "silu")
         fields.require(not fields.flag("mlp_bias", False), "mlp_bias", "false")
-        fields.require(not fields.get("quantization_config"), "quantization_config", "absent (weights as trained)")
 
         num_layers = fields.count("num_hidden_layers")
         num_heads = fields.count("num_attention_heads")
@@ -170,6 +173,7 @@ class ModelSpec:
             bos_token_id=fields.get("bos_token_id"),
             eos_token_ids=token_ids(fields, "eos_token_id"),
             initializer_range=fields.number("initializer_range", 0.02),
+            quant_method=_quant_method(fields),
         )
 
 
@@ -192,6 +196,16 @@ def _architecture(fields: Fields) -> str:
     known = isinstance(names, (list, tuple)) and len(names) == 1 and names[0] in ARCHITECTURES.values()
     fields.require(known, "architectures", supported)
     return str(names[0])
+
+
+def _quant_method(fields: Fields) -> str | None:
+    fields.require(not fields.get("compression_config"), "compression_config", "named quantization_config")
+    quantization = fields.nested("quantization_config")
+    if not quantization.mapping:
+        return None
+    allowed = f"one of {', '.join(QUANT_METHODS)}; of others, load the unquantized model with a quantization of ours"
+    quantization.require(quantization.get("quant_method") in QUANT_METHODS, "quant_method", allowed)
+    return str(quantization.get("quant_method"))
 
 
 def _dtype(fields: Fields) -> str:

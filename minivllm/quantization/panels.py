@@ -9,13 +9,13 @@ from minivllm_kernels.linear.cpu import linear, pack_panels, unpack_rows
 
 
 class PanelLinear:
-    """Weight stored in panels, multiplied by our own CPU kernel: float32 only."""
+    """Weight stored in panels, multiplied by our own CPU kernel: float32 only. The panels take the weight's memory."""
 
     __slots__ = ("_bias", "_has_bias", "_num_outputs", "_panels")
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         self._num_outputs = weight.shape[0]
-        self._panels = pack_panels(weight)
+        self._panels = pack_panels(weight, overwrite=True)
         self._has_bias = bias is not None
         # The kernel starts its sums from a bias, whole panels of it.
         self._bias = torch.zeros(self._panels.shape[0] * self._panels.shape[2])

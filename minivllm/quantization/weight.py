@@ -24,6 +24,9 @@ class QuantizedWeight:
         scales: [out, groups] float32 or float16.
         zeros: [out, groups] uint8 in 0..15, for int4; None is 8 there and 0 elsewhere.
         dynamic: activations are rounded to 8 bits too, row by row, as the product is computed.
+        order: [in] int64: column j of the codes is for input order[j], so that inputs of a group lie side by side; the
+            operation gathers them. None where columns are in the order of inputs. Only checkpoints made elsewhere have
+            one.
     """
 
     kind: str
@@ -31,6 +34,7 @@ class QuantizedWeight:
     scales: Tensor
     zeros: Tensor | None = None
     dynamic: bool = False
+    order: Tensor | None = None
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -50,12 +54,13 @@ class QuantizedWeight:
         return dataclasses.replace(self, codes=self.codes[index], scales=self.scales[index], zeros=zeros)
 
     def dequantize(self, dtype: torch.dtype = torch.float32) -> Tensor:
-        """[out, in], computed in float32."""
+        """[out, in], computed in float32, columns in the order of inputs."""
         grouped = self.codes.to(torch.float32).unflatten(1, (self.scales.shape[1], -1))
         if self.kind == "int4":
             grouped -= _MIDDLE if self.zeros is None else self.zeros[:, :, None].float()
         grouped *= self.scales[:, :, None].float()
-        return grouped.flatten(1).to(dtype)
+        weight = grouped.flatten(1).to(dtype)
+        return weight if self.order is None else torch.empty_like(weight).index_copy_(1, self.order, weight)
 
     def same_form(self, other: QuantizedWeight) -> bool:
         """Whether rows of both may stand in one weight."""
@@ -63,7 +68,9 @@ class QuantizedWeight:
         def form(weight: QuantizedWeight) -> tuple[object, ...]:
             return (weight.kind, weight.shape[1], weight.scales.shape[1], weight.zeros is None, weight.dynamic)
 
-        return form(self) == form(other)
+        if self.order is None or other.order is None:
+            return form(self) == form(other) and self.order is other.order
+        return form(self) == form(other) and torch.equal(self.order, other.order)
 
     @staticmethod
     def join(parts: Sequence[QuantizedWeight]) -> QuantizedWeight:

@@ -30,16 +30,18 @@ from minivllm_kernels.cpu_tiles import (
 from minivllm_kernels.cpu_vectors import f32_at, i64_at
 
 
-def pack_panels(weight: Tensor) -> Tensor:
+def pack_panels(weight: Tensor, *, overwrite: bool = False) -> Tensor:
     """Reorder a weight for `linear`.
 
     Args:
         weight: [out, in] float32, on the CPU.
+        overwrite: the caller gives the weight away, and the panels may take its memory: where it has whole panels they
+            do, so that a large head is never there twice.
 
     Returns:
         [ceil(out / 32), in, 32], zeros where there is no output.
     """
-    return panels_of(weight)
+    return panels_of(weight, overwrite=overwrite)
 
 
 def unpack_rows(panels: Tensor, rows: Tensor) -> Tensor:

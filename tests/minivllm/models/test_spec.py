@@ -155,7 +155,17 @@ LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_fr
         ({"hidden_act": "gelu"}, "hidden_act='gelu': must be silu"),
         ({"mlp_bias": True}, "mlp_bias=True: must be false"),
         ({"attention_bias": "yes"}, "attention_bias='yes': must be true or false"),
-        ({"quantization_config": {"quant_method": "gptq"}}, "quantization_config={'quant_method': 'gptq'}: must"),
+        (
+            {"quantization_config": {"bits": 4}},
+            "quantization_config.quant_method is missing: must be one of gptq",
+        ),
+        (
+            {"quantization_config": {"quant_method": "bitsandbytes"}},
+            "quantization_config.quant_method='bitsandbytes': must be one of gptq, awq, compressed-tensors; of others, "
+            "load the unquantized model",
+        ),
+        ({"quantization_config": "gptq"}, "quantization_config='gptq': must be a mapping"),
+        ({"compression_config": {"a": 1}}, "compression_config={'a': 1}: must be named quantization_config"),
         ({"hidden_size": None}, "hidden_size is missing: must be a whole number of 1 or more"),
         ({"vocab_size": None}, "vocab_size is missing: must be"),
         ({"intermediate_size": 1.5}, "intermediate_size=1.5: must be a whole number"),
