@@ -70,6 +70,13 @@ def test_halves_are_rounded_to_even() -> None:
     assert (codes[0, :-1] % 2 == 0).all()
 
 
+def test_the_inverse_of_a_scale_is_rounded_as_it_is_defined() -> None:
+    # Next to a half: with 127 / 3.2246 rounded once instead of 1 / 3.2246 times 127 the code is -44.
+    x = torch.tensor([[3.224609375, -1.1044921875, 1.3076171875]])
+    _assert_rounded(x)
+    assert quantize_rows(x)[0].tolist() == [[127, -43, 51]]
+
+
 def test_a_row_of_zeros_has_scale_zero_and_codes_zero() -> None:
     x = torch.stack([torch.zeros(40), torch.ones(40), -torch.zeros(40)])
     codes, scales = quantize_rows(x)
