@@ -8,6 +8,7 @@
     analysis.compare(sweep, baseline="quantization=none")    # ratios with intervals, and verdicts
     analysis.pivot(sweep, rows="scheduler", columns="block_size")
     analysis.pareto(sweep, x="peak_process_bytes", y="output_throughput_tps")
+    analysis.precision(sweep)                                # quality, speed and memory of each precision, side by side
     analysis.effects(sweep)                                  # what each knob does, and each two together
 
 Reads files only: nothing here imports the engine or the harness, so results from another machine or commit read alike.
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from analysis.comparison import compare
     from analysis.factors import effects
     from analysis.naming import attach, axes, labels, varying
+    from analysis.precisions import precision
     from analysis.report import write_report
     from analysis.summary import failures, points
     from analysis.views import pareto, pivot
@@ -39,6 +41,7 @@ __all__ = [
     "pareto",
     "pivot",
     "points",
+    "precision",
     "varying",
     "write_report",
 ]
@@ -55,6 +58,7 @@ _HOME = {
     "pareto": "analysis.views",
     "pivot": "analysis.views",
     "points": "analysis.summary",
+    "precision": "analysis.precisions",
     "varying": "analysis.naming",
     "write_report": "analysis.report",
 }

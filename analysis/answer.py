@@ -23,9 +23,13 @@ from analysis.metrics import METRICS, THROUGHPUT, Metric
 from analysis.naming import BASELINE, VARIANT, axes, short_names
 from analysis.noise import aa_groups, noise_floor
 from analysis.planning import LEVEL
+from analysis.precision_words import sentences_of
+from analysis.precisions import precision
+from analysis.quality_figures import has_quality
 from analysis.summary import numbers
 from analysis.values import repeats_of
 from analysis.verdicts import NOT_MEASURED, TOO_FEW
+from analysis.words import many, ratio_text
 
 # Words for a difference that was told from chance.
 TOLD = ("faster", "slower", "better", "worse", "less", "more")
@@ -66,12 +70,14 @@ class Answer:
     Args:
         verdicts: the main metric's first; none where there is nothing to compare.
         changes: what the knobs do to the main metric, from `knob_effects`.
-        sentences: both in words.
+        sentences: both in words, after what there is to say of precisions.
+        precisions: from `analysis.precision`; None where no quality was measured.
     """
 
     verdicts: tuple[Verdicts, ...]
     changes: pd.DataFrame | None
     sentences: tuple[str, ...]
+    precisions: pd.DataFrame | None = None
 
     @property
     def metric(self) -> Metric:
@@ -88,8 +94,10 @@ def answer(sweep: Sweep) -> Answer:
     if changes is not None and load is not None:
         # More load is no component, and has a plot of its own.
         components = changes[changes["knob"] != short_names(axes(sweep))[load]]
-    sentences = headline(found[0] if found else None, components)
-    return Answer(verdicts=tuple(found), changes=changes, sentences=tuple(sentences))
+    precisions = precision(sweep) if has_quality(sweep) else None
+    sentences = [] if precisions is None else sentences_of(precisions)
+    sentences += headline(found[0] if found else None, components)
+    return Answer(verdicts=tuple(found), changes=changes, sentences=tuple(sentences), precisions=precisions)
 
 
 def load_knob(sweep: Sweep) -> str | None:
@@ -110,7 +118,8 @@ def all_verdicts(sweep: Sweep, metrics: Sequence[Metric] = METRICS) -> list[Verd
     made = []
     many = sweep.runs["point_id"].nunique() > MANY_POINTS
     for metric in metrics:
-        found = verdicts(sweep, metric) if metric.key or not many else None
+        # Quality is measured in one repeat: what is known of it stands in the table of precisions.
+        found = verdicts(sweep, metric) if not metric.once and (metric.key or not many) else None
         if found is not None and found.table["ratio"].notna().any():
             made.append(found)
     return made
@@ -221,22 +230,6 @@ def _knobs_in_words(changes: pd.DataFrame, what: str) -> list[str]:
         more = f" and {len(unsure) - MAX_NAMED} more" if len(unsure) > MAX_NAMED else ""
         made.append(f"Averaged over all settings, no effect was shown of {', '.join(unsure[:MAX_NAMED])}{more}.")
     return made
-
-
-def ratio_text(ratio: float, low: float = math.nan, high: float = math.nan) -> str:
-    """`0.61× [0.58, 0.64]`: as many digits as the interval is worth, two at least."""
-    if ratio is None or math.isnan(ratio):
-        return "–"
-    known = not (math.isnan(low) or math.isnan(high))
-    near = abs(ratio - 1) < 0.1 if not known else (high - low) < 0.04 * ratio
-    digits = 0 if ratio >= 100 else 1 if ratio >= 20 else 3 if near or ratio < 0.1 else 2
-    text = f"{ratio:.{digits}f}×"
-    return f"{text} [{low:.{digits}f}, {high:.{digits}f}]" if known else text
-
-
-def many(count: int, noun: str) -> str:
-    """`1 point`, `2 points`."""
-    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
 
 
 def _held(sweep: Sweep) -> list[str]:

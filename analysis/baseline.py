@@ -65,13 +65,11 @@ def baselines(sweep: Sweep, spec: Spec, within: Sequence[str] = ()) -> dict[Poin
     firsts = sweep.runs.drop_duplicates(POINT_KEY).set_index(POINT_KEY, drop=False)
     held = [knob_column(sweep, name, f"within={','.join(within)}") for name in within]
     settings = {key: tuple(format_value(row[column]) for column in held) for key, row in firsts.iterrows()}
-    fitting = _fitting(sweep, firsts, spec)
+    fitting = fitting_points(sweep, spec)
     if spec is None and not _has_variants(firsts):
         # The first of each setting.
         fitting = list({settings[key]: key for key in reversed(fitting)}.values())
     shown = f"baseline={_text(spec)}"
-    if not fitting:
-        raise ValueError(f"{shown}: fits no point; there are {_choices(labels(sweep))}")
     made: dict[tuple[str, ...], PointKey] = {}
     for key in fitting:
         if settings[key] in made:
@@ -84,6 +82,20 @@ def baselines(sweep: Sweep, spec: Spec, within: Sequence[str] = ()) -> dict[Poin
         named = _choices(labels(sweep).loc[lacking])
         raise ValueError(f"{shown}: fits no point of the same {', '.join(within)} as {named}")
     return {key: made[settings[key]] for key in firsts.index}
+
+
+def fitting_points(sweep: Sweep, spec: Spec) -> list[PointKey]:
+    """The points that a spec fits, in the order in which they first ran; None fits those of the variant `baseline`, or
+    all where there is no such variant.
+
+    Raises:
+        ValueError: it fits none.
+    """
+    firsts = sweep.runs.drop_duplicates(POINT_KEY).set_index(POINT_KEY, drop=False)
+    fitting = _fitting(sweep, firsts, spec)
+    if not fitting:
+        raise ValueError(f"baseline={_text(spec)}: fits no point; there are {_choices(labels(sweep))}")
+    return fitting
 
 
 def _fitting(sweep: Sweep, firsts: pd.DataFrame, spec: Spec) -> list[PointKey]:

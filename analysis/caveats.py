@@ -19,6 +19,7 @@ from analysis.load import Sweep
 from analysis.machine_caveats import column_of, machine_caveats
 from analysis.metrics import METRICS
 from analysis.naming import BASELINE
+from analysis.precision_caveats import quality_caveats
 from analysis.summary import numbers
 
 # Below this a spread is hardly more than an anecdote.
@@ -68,7 +69,7 @@ def caveats(sweep: Sweep, points: pd.DataFrame) -> list[str]:
         made.append(f"No speed-ups where {which if len(base) else f'no point is called {BASELINE}'}.")
     labels = dict(zip(zip(points["sweep"], points["point_id"], strict=True), points["label"], strict=True))
     made += [*contamination(sweep), *saturation(sweep), *_repeats_by_need(finished), *drift(finished, labels)]
-    made += machine_caveats(finished)
+    made += [*machine_caveats(finished), *quality_caveats(sweep)]
     differing = [name for name, values in environment(sweep).items() if len(values) > 1 and not is_restless(name)]
     if differing:
         made.append(f"The environment changed within the sweep: {', '.join(f'`{name}`' for name in differing)}.")

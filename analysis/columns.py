@@ -18,13 +18,15 @@ _RUNS = (
     + " ".join(f"{name}_{part}_s" for name in LATENCIES for part in ("mean", "p50", "p90", "p99"))
     + " goodput_rps slo_attainment_fraction "
     "weights_bytes kv_cache_bytes peak_allocated_bytes peak_reserved_bytes peak_process_bytes "
+    "quantization num_quantized_weights quantized_bytes bits_per_weight "
     "kv_blocks_total kv_utilization_mean_fraction kv_fragmentation_mean_fraction prefix_hit_fraction "
     "num_evictions num_preemptions num_recomputed_tokens "
     "num_draft_tokens num_accepted_tokens acceptance_rate acceptance_length "
     "energy_j energy_per_output_token_j cost_per_million_output_tokens energy_source kernels mbu_fraction mfu_fraction "
     "counted_bytes counted_flops step_schedule_mean_s step_run_mean_s step_commit_mean_s step_client_mean_s "
     "host_fraction step_device_mean_s device_idle_fraction num_compilations "
-    "perplexity kl_mean_nats top1_agreement_fraction token_agreement_fraction"
+    "perplexity kl_mean_nats top1_agreement_fraction token_agreement_fraction "
+    "top1_flip_fraction task_score_fraction task_flip_fraction first_divergence_mean_tokens quality_num_tokens"
 )
 _REQUESTS = (
     "run_id request_id warmup client_id arrival_s first_scheduled_s first_token_s finish_s ttft_s tpot_s e2e_s queue_s "
@@ -37,7 +39,10 @@ _STEPS = (
     "num_preemptions kv_slots_unused kv_utilization_fraction kv_fragmentation_fraction process_bytes "
     "counted_bytes counted_flops num_compilations"
 )
-_QUALITY = "run_id item_id num_tokens nll_sum_nats kl_sum_nats top1_matches first_divergence task task_correct"
+_QUALITY = (
+    "run_id item_id kind num_tokens nll_sum_nats kl_sum_nats top1_matches top1_flips token_matches first_divergence "
+    "task task_correct task_expected task_answer"
+)
 
 TABLES: dict[str, tuple[str, ...]] = {
     "runs": tuple(_RUNS.split()),

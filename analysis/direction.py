@@ -4,9 +4,9 @@
 | --- | --- | --- | --- |
 | throughputs | faster | slower | up |
 | latencies and other times | slower | faster | down |
-| goodput, attainment, hit fractions, acceptance, agreement, MBU and MFU | better | worse | up |
-| perplexity, divergence | worse | better | down |
-| bytes, energy, cost, preemptions, evictions, recomputed tokens | more | less | down |
+| goodput, attainment, hit fractions, acceptance, agreement, task scores, MBU and MFU | better | worse | up |
+| perplexity, divergence, flips | worse | better | down |
+| bytes, bits, energy, cost, preemptions, evictions, recomputed tokens | more | less | down |
 | all others | more | less | neither |
 
 Amounts keep plain words although less of them is better: "less" memory says what was seen, "better" would judge it.
@@ -35,11 +35,11 @@ class Direction:
 
 _RULES: tuple[tuple[str, Direction], ...] = (
     (r"(^|_)throughput_", Direction(higher_is_better=True, up="faster", down="slower")),
-    (r"^energy|^cost|_bytes$", Direction(higher_is_better=False, up="more", down="less")),
+    (r"^energy|^cost|_bytes$|^bits_", Direction(higher_is_better=False, up="more", down="less")),
     (r"^num_(preemptions|evictions|recomputed_tokens)$", Direction(higher_is_better=False, up="more", down="less")),
-    (r"^perplexity$|^kl_|_nats$", Direction(higher_is_better=False, up="worse", down="better")),
+    (r"^perplexity$|^kl_|_nats$|_flip_fraction$", Direction(higher_is_better=False, up="worse", down="better")),
     (
-        r"^goodput|_attainment_|_hit_fraction$|^acceptance_|_agreement_|^m[bf]u_",
+        r"^goodput|_attainment_|_hit_fraction$|^acceptance_|_agreement_|^task_score_|^first_divergence_|^m[bf]u_",
         Direction(higher_is_better=True, up="better", down="worse"),
     ),
     (r"_s$", Direction(higher_is_better=False, up="slower", down="faster")),

@@ -9,7 +9,6 @@ from __future__ import annotations
 import html
 import math
 import re
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +16,16 @@ import matplotlib
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from analysis.answer import Answer
 from analysis.load import Sweep
 from analysis.page.forest import Forest, Row, domain, ratio_ticks
 from analysis.page.plots import plots_of
 from analysis.page.series import Spec
-from analysis.style import COLOURS, DASHES, MARKERS, house_style, place_labels, wrap
+from analysis.panels import GREY, colour_of, marker_of, panel_figure, panel_grid, set_axis
+from analysis.style import house_style, place_labels, wrap
 
 _RC = {
     "svg.fonttype": "none",
@@ -35,7 +33,6 @@ _RC = {
     "font.sans-serif": ["DejaVu Sans", "Helvetica", "Arial", "sans-serif"],
 }
 _TONES = {"good": "#0072B2", "bad": "#C44E00", "flat": "#7a7f85"}
-_GREY = "#9aa0a6"
 _LABEL_WIDTH = 44
 
 
@@ -64,12 +61,6 @@ def write_figures(sweep: Sweep, points: pd.DataFrame, found: Answer, folder: Pat
     return made
 
 
-def _figure(width: float, height: float) -> Figure:
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasSVG(figure)
-    return figure
-
-
 def _forest(plot: Forest) -> Figure:
     """Labels, ratios on a logarithmic axis, and to their right the figures and verdicts of the table."""
     labels = [wrap(_words(row.cells[0]), _LABEL_WIDTH) for row in plot.rows]
@@ -84,7 +75,7 @@ def _forest(plot: Forest) -> Figure:
     longest = max(len(line) for text in labels for line in text.splitlines())
     # The plot itself is as wide whatever stands beside it.
     width_pt = 250 + 4.9 * longest + sum(widths_pt) + 10 * len(widths_pt)
-    figure = _figure(width_pt / 72, float(heights.sum()) + 0.6)
+    figure = panel_figure(width_pt / 72, float(heights.sum()) + 0.6)
     ax = figure.add_subplot()
     ax.set_xscale("log")
     for width, colour in ((plot.band, "#eef0f2"), (plot.floor, "#f3e3b8")):
@@ -135,7 +126,7 @@ def _mark(ax: Axes, row: Row, y: float) -> None:
 
 def _panels(spec: Spec) -> Figure:
     across = min(3, len(spec["panels"]))
-    return _grid([spec["panels"][i : i + across] for i in range(0, len(spec["panels"]), across)], spec["legend"])
+    return panel_grid([spec["panels"][i : i + across] for i in range(0, len(spec["panels"]), across)], spec["legend"])
 
 
 def _timelines(spec: Spec) -> Figure:
@@ -154,81 +145,7 @@ def _timelines(spec: Spec) -> Figure:
                     for place, panel in enumerate(point["panels"])
                 ]
             )
-    return _grid(rows, spec["legend"])
-
-
-def _grid(rows: Sequence[Sequence[Spec]], legend: Sequence[Spec]) -> Figure:
-    across = max(map(len, rows))
-    columns = _num_columns(legend, across + 1)
-    figure = _figure(max(4.2, 2.6 * across), 2.1 * len(rows) + 0.18 * math.ceil(len(legend) / columns))
-    grid = figure.subplots(len(rows), across, squeeze=False)
-    for axes, panels in zip(grid, rows, strict=True):
-        for ax, panel in zip(axes, panels, strict=False):
-            _panel(ax, panel)
-        for ax in axes[len(panels) :]:
-            ax.set_visible(False)
-    if len(legend) > 1:
-        has_marks = any(one.get("mark") for panels in rows for panel in panels for one in panel["series"])
-        handles = _handles(legend, has_marks=has_marks)
-        figure.legend(handles, [one["name"] for one in legend], loc="outside upper left", ncols=columns)
-    return figure
-
-
-def _num_columns(legend: Sequence[Spec], most: int) -> int:
-    longest = max((len(one["name"]) for one in legend), default=0)
-    return max(1, min(len(legend), 2 if longest > 34 else most))
-
-
-def _handles(legend: Sequence[Spec], *, has_marks: bool) -> list[Line2D]:
-    return [
-        Line2D([], [], color=_colour(one), linestyle=_dash(one), marker=_marker(one) if has_marks else "", ms=4.5)
-        for one in legend
-    ]
-
-
-def _panel(ax: Axes, spec: Spec) -> None:
-    for one in spec["series"]:
-        x, y = np.array(one["x"], float), np.array(one["y"], float)
-        colour = _colour(one)
-        step = "steps-post" if one.get("step") else "default"
-        marker = _marker(one) if one.get("mark") else ""
-        dash = (0, (1.2, 1.6)) if one.get("dots") else _dash(one)
-        ax.plot(x, y, color=colour, linestyle=dash, lw=1.2, marker=marker, ms=4, drawstyle=step)
-        if one.get("area"):
-            ax.fill_between(x, y, step="post" if one.get("step") else None, color=colour, alpha=0.22, lw=0)
-        if "ylo" in one:
-            ends = np.array([one["ylo"], one["yhi"]], float)
-            known = np.isfinite(ends).all(axis=0) & np.isfinite(y)
-            ax.vlines(x[known], *ends[:, known], color=colour, lw=0.9)
-    for name, axis in (("x", spec["x"]), ("y", spec["y"])):
-        _axis(ax, name, axis, [v for one in spec["series"] for v in one[name] if v is not None])
-    if spec.get("legend"):
-        # Room for the names of the lines.
-        ax.set_ymargin(0.2)
-        names = [one["name"] for one in spec["legend"]]
-        ax.legend(_handles(spec["legend"], has_marks=True), names, loc="best", frameon=True, framealpha=0.8, fontsize=7)
-    ax.set_title(spec["title"], loc="left", fontweight="bold", fontsize=8.5)
-
-
-def _axis(ax: Axes, name: str, spec: Spec, values: Sequence[float]) -> None:
-    axis = ax.xaxis if name == "x" else ax.yaxis
-    axis.set_label_text(spec["label"])
-    if "cats" in spec:
-        axis.set_ticks(range(len(spec["cats"])), spec["cats"])
-        return
-    if spec.get("log") and values and min(values) > 0:
-        (ax.set_xscale if name == "x" else ax.set_yscale)("log")
-        wide = max(values) > 500 * min(values)
-        axis.set_major_locator(LogLocator(subs=(1,) if wide else (1, 2, 5)))
-        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        axis.set_minor_formatter(NullFormatter())
-    if spec.get("tight"):
-        (ax.set_xmargin if name == "x" else ax.set_ymargin)(0)
-    limits = {end: spec[key] for end, key in (("left", "min"), ("right", "max")) if key in spec}
-    if name == "y":
-        limits = {{"left": "bottom", "right": "top"}[end]: value for end, value in limits.items()}
-    if limits:
-        (ax.set_xlim if name == "x" else ax.set_ylim)(**limits)
+    return panel_grid(rows, spec["legend"])
 
 
 def _pareto(spec: Spec) -> Figure:
@@ -247,43 +164,31 @@ def _pareto(spec: Spec) -> Figure:
     ]
     front.sort(key=lambda i: x[i])
     named = [i for i in known if len(known) <= 12 or i in front or spec["base"][i]]
-    figure = _figure(6.8, 4.4)
+    figure = panel_figure(6.8, 4.4)
     ax = figure.add_subplot()
     rest = [i for i in known if i not in named]
-    ax.plot(x[rest], y[rest], "o", ms=3, color=_GREY, zorder=1)
+    ax.plot(x[rest], y[rest], "o", ms=3, color=GREY, zorder=1)
     ax.plot(x[front], y[front], color="#1a1a1a", lw=0.9, linestyle=(0, (4, 3)), alpha=0.6, zorder=1)
     marks, spreads, colours = [], [], []
     for i in named:
         look = {"look": max(0, spec["looks"][i])}
         ends = [(values["low"][i], values["high"][i], at) for values, at in ((across, x[i]), (up, y[i]))]
         (left, right), (low, high) = ((at, at) if lo is None else (lo, hi) for lo, hi, at in ends)
-        ax.plot([left, right], [y[i]] * 2, color=_colour(look), lw=0.9, zorder=2)
-        ax.plot([x[i]] * 2, [low, high], color=_colour(look), lw=0.9, zorder=2)
-        ax.plot(x[i], y[i], _marker(look), color=_colour(look), ms=5.5, zorder=3)
+        ax.plot([left, right], [y[i]] * 2, color=colour_of(look), lw=0.9, zorder=2)
+        ax.plot([x[i]] * 2, [low, high], color=colour_of(look), lw=0.9, zorder=2)
+        ax.plot(x[i], y[i], marker_of(look), color=colour_of(look), ms=5.5, zorder=3)
         marks.append((x[i], y[i]))
         spreads.append((left, right, low, high))
-        colours.append(_colour(look))
+        colours.append(colour_of(look))
     for name, values, metric in (("x", x[known], across), ("y", y[known], up)):
         is_wide = values.min() > 0 and values.max() > 10 * values.min()
         better = "higher is better" if metric["up"] else "lower is better"
-        _axis(ax, name, {"label": f"{metric['label']}, {better}", "log": is_wide}, list(values))
+        set_axis(ax, name, {"label": f"{metric['label']}, {better}", "log": is_wide}, list(values))
     ax.margins(0.15, 0.12)
     figure.canvas.draw()
     figure.set_layout_engine("none")
     place_labels(figure, ax, marks, spreads, [spec["points"][i] for i in named], colours)
     return figure
-
-
-def _colour(one: Spec) -> str:
-    return _GREY if one["look"] < 0 else COLOURS[one["look"] % len(COLOURS)]
-
-
-def _dash(one: Spec) -> str | tuple[float, tuple[float, ...]]:
-    return "solid" if one["look"] < 0 else DASHES[(one["look"] // len(COLOURS)) % len(DASHES)]
-
-
-def _marker(one: Spec) -> str:
-    return "o" if one["look"] < 0 else MARKERS[one["look"] % len(MARKERS)]
 
 
 def _words(cell: str) -> str:

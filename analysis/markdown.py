@@ -7,18 +7,23 @@ from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
-from analysis.answer import Answer, many, ratio_text
+from analysis.answer import Answer
 from analysis.caveats import caveats, environment, is_restless
 from analysis.columns import POINT_KEY
 from analysis.load import Sweep
 from analysis.metrics import DEFINITIONS, METRICS, Metric
 from analysis.naming import VARIANT, axes, format_value, short_names, varying
+from analysis.precision_table import PRECISIONS, STAR, table_of
 from analysis.style import MAX_POINTS
 from analysis.summary import failures
+from analysis.words import many, ratio_text
 
 MAX_EFFECTS = 12
 
 CAPTIONS = {
+    "quality_against_speed": "Quality against speed, a panel a batch size: down and to the right is better, and the "
+    "dashed line joins what nothing beats in both. Whiskers are 95 % intervals of the comparison with the baseline; "
+    "what lies on the lower edge diverges by that or less.",
     "output_throughput": "Output throughput of each point, fastest first: bars are means over repeats, whiskers reach "
     "from the slowest to the fastest repeat, and the dashed line is the baseline that speed-ups refer to.",
     "throughput_against_ttft": "Throughput against the median time to first token: up and to the left is better, and "
@@ -30,6 +35,7 @@ CAPTIONS = {
     "own where lengths differ much.",
 }
 TITLES = {
+    "quality_against_speed": "Quality against speed",
     "output_throughput": "Output throughput",
     "throughput_against_ttft": "Throughput against TTFT",
     "latency_distributions": "Latency distributions",
@@ -47,7 +53,8 @@ def markdown(sweep: Sweep, points: pd.DataFrame, plots: Mapping[str, str], found
         found: from `analysis.answer.answer`; the report has no verdicts where None.
     """
     title = ", ".join(dict.fromkeys(points["sweep"])) or sweep.folders[0].resolve().name
-    parts = [f"# {title}", *_sentences(found), _swept(sweep, points), _results(points), *_answers(found)]
+    parts = [f"# {title}", *_sentences(found), _swept(sweep, points), _precisions(found)]
+    parts += [_results(points), *_answers(found)]
     parts += [_failed(sweep), _caveats(sweep, points)]
     parts += [_plot(name, file, points) for name, file in plots.items()]
     parts += [_environment(sweep), _definitions(points)]
@@ -56,6 +63,22 @@ def markdown(sweep: Sweep, points: pd.DataFrame, plots: Mapping[str, str], found
 
 def _sentences(found: Answer | None) -> Sequence[str]:
     return found.sentences if found else ()
+
+
+def _precisions(found: Answer | None) -> str:
+    """Quality beside speed and memory, where quality was measured."""
+    shown = table_of(found.precisions) if found and found.precisions is not None else None
+    if shown is None:
+        return ""
+    rows = []
+    for place, (label, is_base) in enumerate(zip(shown.labels, shown.is_base, strict=True)):
+        cells = [column.cells[place] for column in shown.columns]
+        texts = [f"**{cell.text}** {STAR}" if cell.is_best else cell.text for cell in cells]
+        below = ["".join(f"<br>{line}" for line in cell.small) for cell in cells]
+        name = f"**{label}**" if is_base and len(shown.labels) > 1 else label
+        rows.append([name, *(text + more for text, more in zip(texts, below, strict=True))])
+    head = ["precision", *(f"{column.title} ({column.unit})" for column in shown.columns)]
+    return "\n\n".join([f"## {PRECISIONS}", " ".join(shown.notes), _table(head, rows)])
 
 
 def _answers(found: Answer | None) -> list[str]:
@@ -184,7 +207,7 @@ def _speedup(row: pd.Series) -> str:
 
 
 def _plot(name: str, file: str, points: pd.DataFrame) -> str:
-    room = {"output_throughput": math.inf, "kv_use": 8}.get(name, MAX_POINTS)
+    room = {"output_throughput": math.inf, "quality_against_speed": math.inf, "kv_use": 8}.get(name, MAX_POINTS)
     ok = int((points["num_repeats"] > 0).sum())
     some = f" Shown: {room} of {ok} points, the baseline and the fastest." if ok > room else ""
     return f"## {TITLES[name]}\n\n![{TITLES[name]}]({file})\n\n*{CAPTIONS[name]}{some}*"

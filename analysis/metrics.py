@@ -21,6 +21,7 @@ class Metric:
         pooled: for a percentile, the column of `requests` and the quantile. A mean of percentiles is no percentile, so
             over several repeats it is taken from all their requests together.
         key: belongs into a narrow table as well.
+        once: computed, and so measured in one repeat of a point.
     """
 
     column: str
@@ -31,6 +32,7 @@ class Metric:
     definition: str
     pooled: tuple[str, float] | None = None
     key: bool = False
+    once: bool = False
 
     @property
     def heading(self) -> str:
@@ -126,6 +128,7 @@ METRICS: tuple[Metric, ...] = (
         title="Perplexity",
         digits=2,
         definition="exp of the mean negative log likelihood of the held-out text.",
+        once=True,
     ),
     Metric(
         column="kl_mean_nats",
@@ -133,6 +136,7 @@ METRICS: tuple[Metric, ...] = (
         unit="nats",
         digits=4,
         definition="Mean divergence of the next-token distribution from the unchanged model's.",
+        once=True,
     ),
     Metric(
         column="token_agreement_fraction",
@@ -140,6 +144,7 @@ METRICS: tuple[Metric, ...] = (
         unit="%",
         scale=100,
         definition="Share of greedy tokens equal to the unchanged model's.",
+        once=True,
     ),
 )
 

@@ -56,7 +56,7 @@ def axes(sweep: Sweep) -> list[str]:
         columns, key=lambda c: (c != VARIANT, "." in c.removeprefix("cfg."), not _COMPONENT.search(c))
     ):
         leaders = [axis for axis in kept if axis == VARIANT or _key_path(axis)[0] == _key_path(column)[0]]
-        if not any(_determines(values[axis], values[column]) for axis in leaders):
+        if not any(determines(values[axis], values[column]) for axis in leaders):
             kept.append(column)
     return kept
 
@@ -66,8 +66,8 @@ def labels(sweep: Sweep) -> pd.Series:
     points = sweep.runs.drop_duplicates(POINT_KEY).set_index(POINT_KEY)
     columns = axes(sweep)
     names = short_names(columns)
-    brief = [_label(row, columns, names, with_nulls=False) for _, row in points.iterrows()]
-    whole = [_label(row, columns, names, with_nulls=True) for _, row in points.iterrows()]
+    brief = [label_of(row, columns, names, with_nulls=False) for _, row in points.iterrows()]
+    whole = [label_of(row, columns, names, with_nulls=True) for _, row in points.iterrows()]
     made = [b if b and brief.count(b) == 1 else w for b, w in zip(brief, whole, strict=True)]
     if len(sweep.folders) > 1:
         made = [f"{name}: {label}" if label else name for (name, _), label in zip(points.index, made, strict=True)]
@@ -143,6 +143,29 @@ def codes(column: pd.Series) -> list[int]:
     return [numbers.setdefault("null" if _is_null(v) else f"={format_value(v)}|{v}", len(numbers)) for v in column]
 
 
+def label_of(row: pd.Series, columns: Sequence[str], names: dict[str, str], *, with_nulls: bool) -> str:
+    """`scheduler=static, block_size=32`: a point by its values of these columns, a variant by its name alone.
+
+    Args:
+        row: of `runs`.
+        columns: that matter.
+        names: short ones, from `short_names`.
+        with_nulls: knobs that are null are named too.
+    """
+    parts = []
+    for column in columns:
+        value = row[column]
+        if _is_null(value) and (not with_nulls or column == VARIANT):
+            continue
+        parts.append(format_value(value) if column == VARIANT else f"{names[column]}={format_value(value)}")
+    return ", ".join(parts)
+
+
+def determines(axis: Sequence[int], column: Sequence[int]) -> bool:
+    """Whether whoever knows the one value knows the other; both as `codes`."""
+    return len(set(zip(axis, column, strict=True))) == len(set(axis))
+
+
 def _component_name(text: str) -> str:
     """`minivllm.scheduler.static.StaticBatching` is `static`: a component's module is named like its config. Where the
     class is not named after its module (one of a user's own), the class's name says more."""
@@ -156,20 +179,6 @@ def _component_name(text: str) -> str:
 def _key_path(column: str) -> list[str]:
     path = column.removeprefix("cfg.").split(".")
     return path[:-1] if len(path) > 1 and _COMPONENT.search(column) else path
-
-
-def _label(row: pd.Series, columns: Sequence[str], names: dict[str, str], *, with_nulls: bool) -> str:
-    parts = []
-    for column in columns:
-        value = row[column]
-        if _is_null(value) and (not with_nulls or column == VARIANT):
-            continue
-        parts.append(format_value(value) if column == VARIANT else f"{names[column]}={format_value(value)}")
-    return ", ".join(parts)
-
-
-def _determines(axis: Sequence[int], column: Sequence[int]) -> bool:
-    return len(set(zip(axis, column, strict=True))) == len(set(axis))
 
 
 def _is_null(value: Any) -> bool:

@@ -21,6 +21,10 @@ from analysis.columns import OK, RUN_KEY
 from analysis.load import Sweep
 from analysis.metrics import THROUGHPUT, TTFT_P50
 from analysis.naming import attach
+from analysis.panels import panel_grid
+from analysis.precision_plots import MEASURES, precision_specs
+from analysis.precisions import precision
+from analysis.quality_figures import has_quality
 from analysis.style import DPI, MAX_POINTS, Look, house_style, log_axis, looks, place_labels, wrap
 from analysis.summary import measured_requests, numbers
 
@@ -206,7 +210,18 @@ def output_throughput(sweep: Sweep, points: pd.DataFrame, by_label: dict[str, Lo
     return figure
 
 
+def quality_against_speed(sweep: Sweep, points: pd.DataFrame, by_label: dict[str, Look]) -> Figure | None:
+    """A mark a precision, a panel a batch size: perplexity above, divergence below, as far as they were measured."""
+    if not has_quality(sweep):
+        return None
+    specs = precision_specs(sweep, precision(sweep))
+    drawn = [specs[name] for name in MEASURES if name in specs]
+    rows = [one["panels"][start : start + 3] for one in drawn for start in range(0, len(one["panels"]), 3)]
+    return panel_grid(rows, drawn[0]["legend"]) if rows else None
+
+
 PLOTS: dict[str, Callable[[Sweep, pd.DataFrame, dict[str, Look]], Figure | None]] = {
+    "quality_against_speed": quality_against_speed,
     "output_throughput": output_throughput,
     "throughput_against_ttft": throughput_against_ttft,
     "latency_distributions": latency_distributions,

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from analysis.answer import Answer, answer, many
+from analysis.answer import Answer, answer
 from analysis.caveats import caveats
 from analysis.figures import write_figures
 from analysis.load import Sweep, load
@@ -21,6 +21,7 @@ from analysis.page import page
 from analysis.plots import write_plots
 from analysis.style import wrap
 from analysis.summary import points
+from analysis.words import many
 
 # What is assumed of a file or pipe, which has no width of its own.
 _PIPED_WIDTH = 160

@@ -117,6 +117,7 @@ def place_labels(
     spreads: Sequence[tuple[float, float, float, float]],
     labels: Sequence[str],
     colours: Sequence[str],
+    steps: Sequence[np.ndarray] = (),
 ) -> None:
     """Write each label beside its mark, where it covers no other label, no mark, and hardly any whisker.
 
@@ -129,6 +130,7 @@ def place_labels(
         spreads: (left, right, bottom, top) ends of each mark's whiskers, in data.
         labels: one a mark.
         colours: one a mark.
+        steps: lines of upright and level parts that names should not lie on, `[num_places, 2]` in data.
     """
     inside = ax.get_window_extent()
     # Whoever covers a word or a mark does more harm than whoever crosses a whisker.
@@ -138,6 +140,10 @@ def place_labels(
         taken.append((Bbox.from_extents(px - 6, py - 6, px + 6, py + 6), 3.0))
         taken.append((Bbox.from_extents(x0 - 2, py - 2, x1 + 2, py + 2), 1.0))
         taken.append((Bbox.from_extents(px - 2, y0 - 2, px + 2, y1 + 2), 1.0))
+    for path in steps:
+        places = ax.transData.transform(path)
+        for (x0, y0), (x1, y1) in zip(places[:-1], places[1:], strict=True):
+            taken.append((Bbox.from_extents(min(x0, x1) - 2, min(y0, y1) - 2, max(x0, x1) + 2, max(y0, y1) + 2), 1.0))
     words: list[Bbox] = []
     for label, mark, colour in zip(labels, marks, colours, strict=True):
         note = ax.annotate(

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from analysis.answer import Answer, answer, ratio_text
+from analysis.answer import Answer, answer
 from analysis.caveats import caveats
 from analysis.columns import OK, RUN_KEY
 from analysis.comparison_table import print_comparison
@@ -19,9 +19,11 @@ from analysis.load import Sweep, load
 from analysis.markdown import failed_points
 from analysis.naming import attach
 from analysis.plots import shown
+from analysis.precision_table import PRECISIONS, STAR, table_of
 from analysis.report import default_console, print_table
 from analysis.style import wrap
 from analysis.summary import measured_requests, numbers, points
+from analysis.words import ratio_text
 
 BLOCKS = "▁▂▃▄▅▆▇█"
 # For terminals that know no more than ASCII.
@@ -71,6 +73,8 @@ def print_report(folder: str | Path, console: Console | None = None) -> None:
     print_table(console, Path(folder), summary)
     for line in found.sentences:
         console.print(escape(line.replace("**", "")), soft_wrap=True)
+    if found.precisions is not None:
+        print_precisions(found.precisions, console)
     if found.verdicts:
         console.print()
         print_comparison(found.verdicts[0].table, console)
@@ -83,6 +87,45 @@ def print_report(folder: str | Path, console: Console | None = None) -> None:
     for line in caveats(sweep, summary):
         if line not in told:
             console.print(f"[yellow]note[/]  {escape(line)}", soft_wrap=True)
+
+
+def print_precisions(precisions: pd.DataFrame, console: Console) -> None:
+    """As many columns as the width has room for: the sizes' speeds and perplexity first.
+
+    Args:
+        precisions: from `analysis.precision`.
+        console: where it goes.
+    """
+    found = table_of(precisions)
+    if found is None:
+        return
+    star = STAR if console.encoding.lower().startswith("utf") else "*"
+    cells = [
+        [[f"{cell.text} {star}" if cell.is_best else cell.text, *cell.small] for cell in column.cells]
+        for column in found.columns
+    ]
+    labels = [wrap(label, _LABEL_WIDTH // 2) for label in found.labels]
+    room = console.width - max(len(line) for label in labels for line in label.splitlines())
+    chosen: list[int] = []
+    for place in sorted(range(len(cells)), key=lambda place: found.columns[place].rank):
+        column = found.columns[place]
+        room -= 2 + max(map(len, (column.title, column.unit, *(line for cell in cells[place] for line in cell))))
+        # Where even one does not fit, it is cut.
+        if room < 0 and chosen:
+            break
+        chosen.append(place)
+    table = _table(PRECISIONS)
+    table.add_column("precision", no_wrap=True)
+    for place in sorted(chosen):
+        head = f"{found.columns[place].title}\n{found.columns[place].unit}"
+        table.add_column(escape(head), justify="right", no_wrap=True)
+    for i, (label, is_base) in enumerate(zip(labels, found.is_base, strict=True)):
+        shown = ["\n".join(cells[place][i]) for place in sorted(chosen)]
+        table.add_row(escape(label), *map(escape, shown), style="bold" if is_base and len(labels) > 1 else None)
+    console.print()
+    console.print(table)
+    for line in found.notes:
+        console.print(f"[dim]{escape(line.replace(STAR, star))}[/]", soft_wrap=True)
 
 
 def _print_effects(found: Answer, console: Console) -> None:

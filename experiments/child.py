@@ -1,4 +1,4 @@
-"""One run, in a process of its own: load, warm up, measure, write. A crash here costs one row.
+"""One run, in a process of its own: load, warm up, measure, ask for quality, write. A crash here costs one row.
 
 Everything that a user's part prints goes to the run's log; the driver hears of the run through a pipe.
 """
@@ -24,6 +24,7 @@ from experiments.drive import Driven
 from experiments.errors import one_line
 from experiments.measurement import Measurement
 from experiments.points import freeze
+from experiments.quality.settings import wants_quality
 from minivllm.llm import LLM
 from minivllm.request import FinishReason
 
@@ -86,6 +87,12 @@ class _Stages:
         now_s = time.perf_counter()
         self.row[name], self._last_s = now_s - self._last_s, now_s
 
+    def measured(self) -> None:
+        """The measurement is over, or what came of it: what follows is in neither its time nor its memory."""
+        if self.row.get("peak_process_bytes") is None:
+            self.row["peak_process_bytes"] = metrics.peak_process_bytes()
+            self._last_s = time.perf_counter()
+
 
 def _run(order: Order, pipe: connection.Connection) -> dict[str, Any]:
     """Returns the row that was written.
@@ -96,9 +103,16 @@ def _run(order: Order, pipe: connection.Connection) -> dict[str, Any]:
     stages = _Stages(order)
     row = stages.row
     rows: dict[str, list[dict[str, Any]]] = {}
+    folder, run_id = Path(order.folder), row["run_id"]
     measuring = False
     try:
         settings = freeze(order.config)
+        if wants_quality(settings):
+            # It imports torch, and the driver imports this module.
+            from experiments.quality.measure import measure_quality, prepare_reference
+
+            reference = prepare_reference(folder, settings)
+            stages.end("reference_s")
         llm = LLM.from_config(settings.engine)
         stages.end("load_s")
         row["env.threads"] = _num_threads()
@@ -112,16 +126,18 @@ def _run(order: Order, pipe: connection.Connection) -> dict[str, Any]:
         rows = work.rows(driven)
         row |= work.columns(driven, rows, order.peaks)
         row |= _verdict(driven)
+        stages.measured()
+        if wants_quality(settings) and row["status"] == "ok":
+            rows["quality"], columns = measure_quality(llm, settings, reference)
+            row |= columns
+            stages.end("quality_s")
     # The border of a run: whatever a part raises becomes the row's error, and the traceback goes to the log.
     except Exception as error:  # noqa: BLE001
         traceback.print_exc()
         # Before the measurement a ValueError says what the user got wrong; after it, that a part misbehaved.
         row["status"] = "invalid" if isinstance(error, ValueError) and not measuring else "error"
         row |= {"error_type": type(error).__name__, "error_message": one_line(error) or type(error).__name__}
-    row["peak_process_bytes"] = metrics.peak_process_bytes()
-    stages.end("measured_s")
-    del row["measured_s"]
-    folder, run_id = Path(order.folder), row["run_id"]
+    stages.measured()
     for name, table_rows in rows.items():
         tables.write_table(folder / name / f"{run_id}.parquet", tables.rows_table(name, run_id, table_rows))
     stages.end("record_s")

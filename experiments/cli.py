@@ -70,6 +70,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         default=1.0,
         help="what counts as equal (1 where none is named)",
     )
+    tasks = commands.add_parser(
+        "lm-eval",
+        help="tasks of lm-evaluation-harness, asked of the engine that overrides compose",
+        epilog=_OVERRIDES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    tasks.add_argument("tasks", metavar="TASK,...", help="names that lm-eval knows")
+    tasks.add_argument("overrides", nargs="*", metavar="OVERRIDE")
+    tasks.add_argument("--include", metavar="DIR", type=Path, help="a folder with tasks of yours, as YAML")
+    tasks.add_argument("--limit", metavar="N", type=int, help="items a task (all where not given)")
+    tasks.add_argument("--num-fewshot", metavar="N", type=int, help="examples before each item (the task's own number)")
     commands.add_parser("doctor", help="what this machine can run, and why not")
     parsed, rest = parser.parse_known_args(arguments)
     # Overrides may stand on both sides of an option.
@@ -91,6 +102,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _compare(parsed)
     if parsed.command == "quantize":
         return _quantize(parsed.folder, parsed.overrides)
+    if parsed.command == "lm-eval":
+        return _lm_eval(parsed)
     return _sweep(parsed.overrides, command=parsed.command, dry_run=parsed.dry_run)
 
 
@@ -230,4 +243,32 @@ def _compare(parsed: argparse.Namespace) -> int:
     except (ValueError, OSError) as error:
         print(f"minivllm: {' '.join(str(error).split())}", file=sys.stderr)
         return EXIT_USAGE
+    return EXIT_OK
+
+
+def _lm_eval(parsed: argparse.Namespace) -> int:
+    import importlib.util
+
+    if importlib.util.find_spec("lm_eval") is None:
+        print("minivllm: lm-eval: is not installed; pip install 'minivllm[lm_eval]'", file=sys.stderr)
+        return EXIT_USAGE
+    from experiments.errors import one_line
+    from experiments.lm_eval_model import evaluate_tasks, print_results
+    from experiments.plan import plan_sweep
+    from experiments.points import freeze
+    from minivllm.llm import LLM
+
+    try:
+        (job,) = plan_sweep(parsed.overrides, single=True).jobs
+        results = evaluate_tasks(
+            LLM.from_config(freeze(job.config).engine),
+            parsed.tasks.split(","),
+            include=parsed.include,
+            limit=parsed.limit,
+            num_fewshot=parsed.num_fewshot,
+        )
+    except ValueError as error:
+        print(f"minivllm: {one_line(error)}", file=sys.stderr)
+        return EXIT_USAGE
+    print_results(results)
     return EXIT_OK

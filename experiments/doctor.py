@@ -26,7 +26,9 @@ _EXTRAS = (
     ("joblib", "joblib", "launcher=joblib: several runs at a time on this machine"),
     ("submitit", "submitit", "launcher=submitit: runs as jobs of Slurm"),
     ("ray", "ray", "launcher=ray: runs as tasks of a Ray cluster"),
+    ("bitsandbytes", "bitsandbytes", "quantization=nf4, quantization=llm_int8"),
     ("search", "optuna", "minivllm search: some points of a sweep, each chosen by what the others gave"),
+    ("lm_eval", "lm-eval", "minivllm lm-eval: the tasks of lm-evaluation-harness, on our engine"),
     ("gpu", "nvidia-ml-py", "energy, clock and temperature of a GPU"),
     ("gpu", "triton", "our GPU kernels; TRITON_INTERPRET=1 runs them on a CPU, in float32 and float16"),
 )

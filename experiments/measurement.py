@@ -20,6 +20,7 @@ from experiments.roofline import Roofline, fractions
 from experiments.workloads.base import Streams, Workload, warmup_items, with_sampling_seeds, workload_sha256
 from experiments.workloads.prompts import PromptSource, RandomTokens, TextPrompts, read_documents
 from minivllm.llm import LLM
+from minivllm.quantization.precision import Precision
 
 HELDOUT = "experiments/assets/heldout.jsonl"
 
@@ -110,6 +111,7 @@ class Measurement:
             | metrics.economy(run["num_output_tokens"], run["duration_s"], self._energy_j, settings.price_per_hour)
             | fractions(run["counted_bytes"], run["counted_flops"], busy_s, bandwidth, flops_per_s)
             | self._sensors
+            | _precision_columns(memory.precision)
             | {
                 "workload_sha256": workload_sha256(self.items),
                 "energy_source": self._energy_source,
@@ -128,6 +130,17 @@ class Measurement:
         if peaks is None or model is None:
             return None, None
         return peaks["bandwidth_bytes_per_s"], peaks["flops_per_s"].get(str(model.dtype).removeprefix("torch."))
+
+
+def _precision_columns(precision: Precision | None) -> dict[str, Any]:
+    if precision is None:
+        return {}
+    return {
+        "quantization": precision.name,
+        "bits_per_weight": precision.bits_per_weight,
+        "num_quantized_weights": precision.num_quantized_weights,
+        "quantized_bytes": precision.num_quantized_bytes,
+    }
 
 
 def _source(prompts: str, llm: LLM) -> PromptSource:

@@ -11,7 +11,17 @@ from pathlib import Path
 from typing import Any
 
 from experiments.errors import CommandError
-from minivllm.config import CacheConfig, Component, EngineConfig, ExecutionConfig, ModelConfig, SchedulerConfig, require
+from experiments.quality.settings import QualityConfig
+from minivllm.config import (
+    CacheConfig,
+    Component,
+    EngineConfig,
+    ExecutionConfig,
+    ModelConfig,
+    QuantizationConfig,
+    SchedulerConfig,
+    require,
+)
 from minivllm.sampling_params import SamplingParams
 
 # The keys of a resolved config; anything else was added by mistake.
@@ -19,11 +29,13 @@ GROUPS = (
     "model",
     "scheduler",
     "cache",
+    "quantization",
     "attention",
     "execution",
     "workload",
     "sampling",
     "slo",
+    "quality",
     "tracking",
     "launcher",
 )
@@ -97,11 +109,15 @@ class RunSettings:
     # Its max_tokens and seed are each request's own, from the workload.
     sampling: SamplingParams
     slo: Slo
+    quality: QualityConfig
     seed: int
     repeat: int
     num_warmup_requests: int
     # Of the machine, in whatever currency; None where nobody said.
     price_per_hour: float | None
+
+    def __post_init__(self) -> None:
+        self.quality.check_model(self.engine)
 
 
 def freeze(config: Mapping[str, Any]) -> RunSettings:
@@ -126,12 +142,18 @@ def freeze(config: Mapping[str, Any]) -> RunSettings:
     model["path"], model["tokenizer"] = located(model.get("path")), located(model.get("tokenizer"))
     scheduler, policy = _split(config, "scheduler", SchedulerConfig, "policy")
     cache, eviction = _split(config, "cache", CacheConfig, "eviction")
+    quantization, scheme = _split(config, "quantization", QuantizationConfig, "scheme")
+    if isinstance(scheme.kwargs.get("calibration"), Mapping):
+        text = dict(scheme.kwargs["calibration"])
+        text["path"] = located(text.get("path"))
+        scheme = dataclasses.replace(scheme, kwargs={**scheme.kwargs, "calibration": text})
     workload = dict(config["workload"])
     return RunSettings(
         engine=EngineConfig(
             model=ModelConfig(**model),
             scheduler=SchedulerConfig(**scheduler, policy=policy),
             cache=CacheConfig(**cache, eviction=eviction),
+            quantization=QuantizationConfig(**quantization, scheme=scheme),
             execution=ExecutionConfig(
                 **_fields(config, "execution", ExecutionConfig, without="attention"),
                 attention=_optional_component(dict(config["attention"]), "attention"),
@@ -140,6 +162,7 @@ def freeze(config: Mapping[str, Any]) -> RunSettings:
         workload=_component(workload, "workload"),
         sampling=SamplingParams(**_checked(config["sampling"], "sampling", _SAMPLING_KEYS)),
         slo=Slo(**_fields(config, "slo", Slo)),
+        quality=QualityConfig(**_fields(config, "quality", QualityConfig)),
         seed=config["seed"],
         repeat=config["repeat"],
         num_warmup_requests=config["num_warmup_requests"],

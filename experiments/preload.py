@@ -15,6 +15,7 @@ import transformers.models.qwen2.configuration_qwen2
 import transformers.models.qwen3.configuration_qwen3
 
 import experiments.child
+import experiments.quality.measure
 
 # The CPU kernels: compiled once, then read from a cache.
 import minivllm.attention.numba_backend

@@ -19,6 +19,8 @@ from experiments.errors import ResultsError, one_line
 Warn = Callable[[str], None]
 # Tables that a run writes before its row.
 _WITH_RUN = ("requests", "steps", "quality")
+# What `quality.reference` keeps for the points.
+REFERENCES = ".reference"
 
 
 class ResultsFolder:
@@ -83,6 +85,9 @@ class ResultsFolder:
         """
         with self.guarded():
             for leftover in self.path.glob("*/.*.tmp"):
+                # Those of the references belong to no run; elsewhere one may be on its way.
+                if leftover.parent.name == REFERENCES:
+                    continue
                 # As `tables.write_table` names it.
                 if leftover.name[1:].partition(".")[0] not in running:
                     leftover.unlink()

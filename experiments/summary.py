@@ -14,7 +14,13 @@ def overhead_line(rows: Sequence[Mapping[str, Any]], tracking_s: Sequence[float]
         return None
     parts = {name: statistics.median(row[f"{name}_s"] for row in done) for name in ("startup", "warmup", "record")}
     rest = statistics.median(
-        row["wall_s"] - row["load_s"] - row["duration_s"] - sum(row[f"{name}_s"] for name in parts) for row in done
+        row["wall_s"]
+        - row["load_s"]
+        - row["duration_s"]
+        - sum(row[f"{name}_s"] for name in parts)
+        # Null where there was none, and not there in rows of an older version.
+        - sum(row.get(name) or 0.0 for name in ("quality_s", "reference_s"))
+        for row in done
     )
     listed = ", ".join(f"{name} {seconds:.2f}" for name, seconds in parts.items())
     load_s = statistics.median(row["load_s"] for row in done)

@@ -1,13 +1,13 @@
 """The tables on disk: their schemas, and how a file is written and read.
 
-For who reads them: `runs/<sweep>/<table>/<run_id>.parquet`, one file a run, tables `runs`, `requests`, `steps` (and
-`quality`). A file of `runs` is renamed into place last: a run counts only where it is readable. Beside the columns of
-the schemas below, `runs` has one `cfg.<dotted key>` column a value of the resolved config and `cfg.<group>` for the
-chosen member (or class path) of each group. Their types follow the values over the whole sweep: bool, int64, double,
-string; int and double make double, any other mix makes strings of JSON, lists are strings of JSON, a key that is null
-in every point is of null type, and a point that lacks a key has null. Two launches of one sweep with different axes may
-differ in these columns, so join files by column name. Times in `requests` and `steps` are seconds from the start of
-the measurement; those of warm-up requests are negative. Missing is null, never 0.
+For who reads them: `runs/<sweep>/<table>/<run_id>.parquet`, one file a run, tables `runs`, `requests`, `steps`, and
+`quality` where that was measured. A file of `runs` is renamed into place last: a run counts only where it is readable.
+Beside the columns of the schemas below, `runs` has one `cfg.<dotted key>` column a value of the resolved config and
+`cfg.<group>` for the chosen member (or class path) of each group. Their types follow the values over the whole sweep:
+bool, int64, double, string; int and double make double, any other mix makes strings of JSON, lists are strings of JSON,
+a key that is null in every point is of null type, and a point that lacks a key has null. Two launches of one sweep with
+different axes may differ in these columns, so join files by column name. Times in `requests` and `steps` are seconds
+from the start of the measurement; those of warm-up requests are negative. Missing is null, never 0.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 TABLES = ("runs", "requests", "steps", "quality")
 _TYPES = {"bool": pa.bool_(), "int64": pa.int64(), "double": pa.float64(), "string": pa.string(), "null": pa.null()}
 
@@ -50,14 +50,19 @@ RUNS = pa.schema(
         *_fields("string", "status error_type error_message"),
         pa.field("started_at", pa.timestamp("us", tz="UTC")),
         *_fields("double", "wall_s"),
-        # Of wall_s, what is neither load nor measurement is the harness.
-        *_fields("double", "startup_s load_s warmup_s record_s"),
+        # Of wall_s, what is neither load, measurement nor quality is the harness. reference_s is the wait for the
+        # unquantized model's answers, which are made once a sweep.
+        *_fields("double", "startup_s load_s warmup_s record_s quality_s reference_s"),
         *_fields("string", "workload_sha256"),
         *_fields("int64", "num_requests num_prompt_tokens num_output_tokens"),
         *_fields("double", "duration_s request_throughput_rps output_throughput_tps total_throughput_tps"),
         *_fields("double", " ".join(f"{what}_{stat}_s" for what in LATENCIES for stat in STATISTICS)),
         *_fields("double", "goodput_rps slo_attainment_fraction"),
         *_fields("int64", "weights_bytes kv_cache_bytes peak_allocated_bytes peak_reserved_bytes peak_process_bytes"),
+        # Of the weights that were quantized: how, how many, their bytes with scales, and 8 times the ratio of the two.
+        *_fields("string", "quantization"),
+        *_fields("int64", "num_quantized_weights quantized_bytes"),
+        *_fields("double", "bits_per_weight"),
         *_fields("int64", "kv_blocks_total"),
         *_fields("double", "kv_utilization_mean_fraction kv_fragmentation_mean_fraction prefix_hit_fraction"),
         *_fields("int64", "num_evictions num_preemptions num_recomputed_tokens num_draft_tokens num_accepted_tokens"),
@@ -77,7 +82,10 @@ RUNS = pa.schema(
         *_fields("double", "step_device_mean_s device_idle_fraction"),
         # Kernels that had to be compiled while requests were measured: 0, or the times are not to be believed.
         *_fields("int64", "num_compilations"),
+        # Defined in `quality.rows`; null where it was not measured, and in every repeat but the first.
         *_fields("double", "perplexity kl_mean_nats top1_agreement_fraction token_agreement_fraction"),
+        *_fields("double", "top1_flip_fraction task_score_fraction task_flip_fraction first_divergence_mean_tokens"),
+        *_fields("int64", "quality_num_tokens"),
         *_fields("string", "env.git_sha"),
         *_fields("bool", "env.git_dirty"),
         *_fields("string", "env.python env.torch env.triton env.transformers env.platform env.cpu env.machine"),
@@ -130,12 +138,14 @@ STEPS = pa.schema(
 QUALITY = pa.schema(
     [
         *_fields("int64", "schema_version"),
-        *_fields("string", "run_id item_id"),
+        # kind: text (a window), generation (a prompt), task (an identifier to complete); see `quality.rows`.
+        *_fields("string", "run_id item_id kind"),
         *_fields("int64", "num_tokens"),
         *_fields("double", "nll_sum_nats kl_sum_nats"),
-        *_fields("int64", "top1_matches first_divergence"),
+        *_fields("int64", "top1_matches top1_flips token_matches first_divergence"),
         *_fields("string", "task"),
         *_fields("bool", "task_correct"),
+        *_fields("string", "task_expected task_answer"),
     ]
 )
 SCHEMAS = dict(zip(TABLES, (RUNS, REQUESTS, STEPS, QUALITY), strict=True))

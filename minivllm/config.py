@@ -249,6 +249,7 @@ class QuantizationConfig:
     def __post_init__(self) -> None:
         valid = isinstance(self.skip, (list, tuple)) and all(isinstance(pattern, str) for pattern in self.skip)
         require(valid, "quantization.skip", self.skip, "a list of names or patterns")
+        object.__setattr__(self, "skip", tuple(self.skip))
 
     @classmethod
     def named(cls, name: str, *, skip: tuple[str, ...] = ("lm_head",), **kwargs: Any) -> QuantizationConfig:

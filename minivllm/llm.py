@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from minivllm.config import EngineConfig
 from minivllm.detokenizer import TextStream
@@ -13,6 +13,9 @@ from minivllm.engine import Engine
 from minivllm.models.tokenizer import load_tokenizer
 from minivllm.request import FinishReason, Request
 from minivllm.sampling_params import SamplingParams
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 logger = logging.getLogger(__name__)
 Prompt = str | Mapping[str, Any]
@@ -130,6 +133,35 @@ class LLM:
         """As `generate`, token by token. Closing the iterator early aborts what is unfinished."""
         batch = _Batch(self, prompts, sampling_params)
         return batch.deltas()
+
+    def score(self, prompt_token_ids: Sequence[int]) -> Tensor:
+        """The logits of each next token of a text that the model is made to read, whatever it would have said itself.
+
+        It goes through the engine's own attention, K/V cache and chunks, and leaves the prefix cache empty.
+
+        Args:
+            prompt_token_ids: N >= 1 of them, at most `max_model_len`.
+
+        Returns:
+            [N, vocab] float32 on the engine's device; row i is about token i + 1.
+
+        Raises:
+            ValueError: requests are unfinished, or the text is none that this engine can read.
+        """
+        return self.compute_logits(self.hidden_states(prompt_token_ids))
+
+    def hidden_states(self, prompt_token_ids: Sequence[int]) -> Tensor:
+        """As `score`, before the head: [N, C] after the final norm, in the dtype of the activations. N rows of a wide
+        vocabulary may be more than memory holds; `compute_logits` makes some at a time."""
+        from minivllm.runner.score import hidden_states
+
+        return hidden_states(self.engine, prompt_token_ids)
+
+    def compute_logits(self, hidden: Tensor) -> Tensor:
+        """[M, C] of `hidden_states` -> [M, vocab] float32."""
+        from minivllm.runner.score import logits
+
+        return logits(self.engine, hidden)
 
     def chat(
         self, messages: Sequence[Mapping[str, str]], sampling_params: SamplingParams | None = None

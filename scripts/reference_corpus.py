@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import sysconfig
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import numpy as np
 VOCAB_SIZE = 4096
 BOS, EOS = "<|bos|>", "<|eos|>"
 HELD_OUT_ONE_IN = 25
+CALIBRATION_CHARACTERS = 160_000
 # Generated tables: they would teach the model to count, and held out they would measure nothing.
 EXCLUDED_FOLDERS = ("encodings", "pydoc_data", "site-packages", "__pycache__", "lib-dynload")
 
@@ -37,6 +39,27 @@ def read_corpus() -> tuple[dict[str, str], dict[str, str]]:
             continue
         (held_out if is_held_out and not is_test else train)[name] = text
     return train, held_out
+
+
+def calibration_part(train: dict[str, str]) -> dict[str, str]:
+    """Files of the training split for quantization schemes to look at: short modules without tests, in the order of a
+    hash, until there are CALIBRATION_CHARACTERS."""
+    chosen: dict[str, str] = {}
+    for name in sorted(train, key=lambda name: hashlib.sha256(f"calibration {name}".encode()).digest()):
+        if sum(map(len, chosen.values())) >= CALIBRATION_CHARACTERS:
+            break
+        is_test = any("test" in part for part in Path(name).parts)
+        if not is_test and 2_000 <= len(train[name]) <= 20_000:
+            chosen[name] = train[name]
+    return chosen
+
+
+def write_texts(folder: Path, train: dict[str, str], held_out: dict[str, str]) -> None:
+    """heldout.jsonl and calibration.jsonl, an object with path and text a line."""
+    for file, part in (("heldout", held_out), ("calibration", calibration_part(train))):
+        with open(folder / f"{file}.jsonl", "w", encoding="utf-8") as f:
+            for name, text in part.items():
+                f.write(json.dumps({"path": name, "text": text}) + "\n")
 
 
 def train_tokenizer(texts: list[str]) -> Any:

@@ -34,7 +34,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from reference_corpus import BOS, EOS, VOCAB_SIZE, encode, kneser_ney_nats, read_corpus, train_tokenizer
+from reference_corpus import BOS, EOS, VOCAB_SIZE, encode, kneser_ney_nats, read_corpus, train_tokenizer, write_texts
 from torch import Tensor, nn
 
 MAX_POSITIONS = 2048
@@ -339,12 +339,16 @@ def main() -> int:
     parser.add_argument("--exit-weight", type=float, default=0.3)
     parser.add_argument("--log-every", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--text-only", action="store_true", help="write held-out and calibration text, train nothing")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--no-compile", dest="compile", action="store_false")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
 
     train_files, held_out_files = read_corpus()
+    write_texts(args.out, train_files, held_out_files)
+    if args.text_only:
+        return 0
     tokenizer = train_tokenizer(list(train_files.values()))
     documents = encode(tokenizer, list(train_files.values()))
     held_out = encode(tokenizer, list(held_out_files.values()))
@@ -352,9 +356,6 @@ def main() -> int:
     tokens = np.concatenate([documents[i] for i in tokens])
     num_held_out = sum(len(d) for d in held_out)
     print(f"train: {len(documents)} files, {len(tokens):,} tokens; held out: {len(held_out)} files, {num_held_out:,}")
-    with open(args.out / "heldout.jsonl", "w", encoding="utf-8") as f:
-        for name, text in held_out_files.items():
-            f.write(json.dumps({"path": name, "text": text}) + "\n")
     baseline = kneser_ney_nats(tokens, held_out)
     print(f"Kneser-Ney 5-gram: {baseline:.4f} nats a held-out token", flush=True)
 

@@ -17,9 +17,11 @@ from analysis.metrics import METRICS
 from analysis.page import sections
 from analysis.page.markup import esc, figure, section
 from analysis.page.plots import plots_of
+from analysis.page.precisions import precisions_section
 from analysis.page.series import MAX_PLACES, Spec
 from analysis.page.verdicts import effects_section, first_screen
 from analysis.plots import shown
+from analysis.precision_plots import CAPTIONS
 from analysis.style import COLOURS, COLOURS_ON_DARK
 
 _ASSETS = Path(__file__).parent / "assets"
@@ -41,6 +43,10 @@ def page(sweep: Sweep, points: pd.DataFrame, found: Answer | None = None) -> str
     sentences = found.sentences or _lone(points)
     said = [*caveats(sweep, points), *(found.verdicts[0].caveats if found.verdicts else ())]
     parts = {
+        "precisions": precisions_section(
+            found.precisions,
+            "".join(figure(name, drawn.specs.get(name), caption) for name, caption in CAPTIONS.items()),
+        ),
         "effects": effects_section(
             found.changes, found.metric, figure("interactions", drawn.specs.get("interactions"), _PARALLEL)
         ),

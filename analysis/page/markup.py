@@ -29,7 +29,12 @@ def section(key: str, title: str, body: str, note: str = "") -> str:
 
 
 def table(
-    head: Sequence[str], rows: Sequence[Sequence[str]], *, left: Sequence[int] = (0,), kind: str = "", bold: int = -1
+    head: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    *,
+    left: Sequence[int] = (0,),
+    kind: str = "",
+    bold: Sequence[int] = (),
 ) -> str:
     """A table of cells that are HTML already.
 
@@ -37,7 +42,7 @@ def table(
         head: one cell a column; a unit after a line break is set smaller.
         left: places of the columns of words; all others are figures, set to the right.
         kind: a class.
-        bold: the row that stands out, if any.
+        bold: the rows that stand out.
     """
 
     def cells(row: Sequence[str], tag: str) -> str:
@@ -48,7 +53,7 @@ def table(
         return "".join(made)
 
     heads = cells([_two_lines(text) for text in head], "th")
-    lines = [f"<tr{' class=base' if i == bold else ''}>{cells(row, 'td')}</tr>" for i, row in enumerate(rows)]
+    lines = [f"<tr{' class=base' if i in bold else ''}>{cells(row, 'td')}</tr>" for i, row in enumerate(rows)]
     return (
         f'<div class="scroll"><table class="{kind}"><thead><tr>{heads}</tr></thead>'
         f"<tbody>{''.join(lines)}</tbody></table></div>"

@@ -17,6 +17,7 @@ from analysis.page.series import Spec, distributions, frontier, interactions
 from analysis.page.timelines import timelines
 from analysis.page.verdicts import effect_plots, verdict_plots
 from analysis.plots import shown
+from analysis.precision_plots import precision_specs
 from analysis.summary import measured_requests
 from analysis.views import pivot
 
@@ -30,7 +31,8 @@ class Plots:
 
     Args:
         forests: verdicts, each metric's own, and effects.
-        specs: what the page's script draws, by name: `interactions`, `frontier`, `latency`, `load`, `time`.
+        specs: what the page's script draws, by name: `interactions`, `frontier`, `latency`, `load`, `time`, and
+            those of precisions.
         num_left_out: lines of `load` that there was no room for.
     """
 
@@ -56,6 +58,8 @@ def plots_of(sweep: Sweep, points: pd.DataFrame, found: Answer) -> Plots:
         "load": load[0] if load else None,
         "time": timelines(sweep, points, found.metric),
     }
+    if found.precisions is not None:
+        specs |= precision_specs(sweep, found.precisions)
     forests = [plot for one in found.verdicts for plot in verdict_plots(one)]
     return Plots(
         forests=(*forests, *effect_plots(found.changes, found.metric)),

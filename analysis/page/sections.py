@@ -8,7 +8,6 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from analysis.answer import many
 from analysis.caveats import environment, is_restless
 from analysis.columns import OK, POINT_KEY
 from analysis.load import Sweep
@@ -18,6 +17,7 @@ from analysis.naming import VARIANT, axes, format_value, short_names, varying
 from analysis.page.markup import esc, folded, rich, section, table
 from analysis.plots import shown
 from analysis.summary import numbers
+from analysis.words import many
 
 # Beyond this a table is for pandas, and a page of it is slow.
 MAX_TABLE_ROWS = 500
@@ -97,8 +97,8 @@ def points_section(points: pd.DataFrame) -> str:
             hint = f' title="{esc(spread)}"' if spread else ""
             cells.append(f"<span{hint}>{metric.text(row[metric.column])}</span>")
         rows.append(cells)
-    base = next((i for i, flag in enumerate(finished.head(MAX_TABLE_ROWS)["is_baseline"]) if flag), -1)
-    made = table(head, rows, kind="wide sortable", bold=base if len(rows) > 1 else -1)
+    bases = [i for i, flag in enumerate(finished.head(MAX_TABLE_ROWS)["is_baseline"]) if flag]
+    made = table(head, rows, kind="wide sortable", bold=bases[:1] if len(rows) > 1 else ())
     note = (
         "Means over n repeats, percentiles over their pooled requests; hold the pointer over a figure for its smallest "
         "and largest repeat, click a heading to sort."

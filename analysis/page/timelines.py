@@ -12,7 +12,6 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 
-from analysis.answer import many
 from analysis.caveats import contamination, saturation
 from analysis.columns import OK, POINT_KEY, RUN_KEY
 from analysis.direction import direction_of
@@ -21,6 +20,7 @@ from analysis.metrics import THROUGHPUT, Metric
 from analysis.naming import attach
 from analysis.page.series import MAX_PLACES, Spec, figures
 from analysis.summary import numbers
+from analysis.words import many
 
 # Before the reader chooses, and on paper.
 MAX_DRAWN = 6

@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 
-from analysis.answer import TOLD, Verdicts, many, ratio_text
+from analysis.answer import TOLD, Verdicts
 from analysis.direction import direction_of
 from analysis.metrics import Metric
 from analysis.naming import BASELINE
@@ -17,6 +17,7 @@ from analysis.page.forest import Forest, Row, forest
 from analysis.page.markup import esc, folded, rich, section
 from analysis.planning import LEVEL
 from analysis.verdicts import NO_DIFFERENCE
+from analysis.words import many, ratio_text
 
 # What fits on a screen, with the baseline.
 MAX_ROWS = 14

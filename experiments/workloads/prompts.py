@@ -76,8 +76,12 @@ class TextPrompts:
         return self._documents[int(generator.integers(len(self._documents)))]
 
 
-def read_documents(path: str) -> list[str]:
+def read_documents(path: str, *, key: str = "workload.prompts", members: str = "heldout, random") -> list[str]:
     """Texts of a .jsonl file with lines {"path", "text"}.
+
+    Args:
+        path: of the file.
+        key: config key for messages, and `members` what it may be beside a file.
 
     Raises:
         ValueError: no such file, or a line that is not in this form.
@@ -85,18 +89,18 @@ def read_documents(path: str) -> list[str]:
     try:
         lines = Path(path).read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        hint = "use heldout, random or a .jsonl file"
-        raise ValueError(f"workload.prompts={path!r}: cannot be read: {error}; {hint}") from error
+        hint = f"use {members} or a .jsonl file"
+        raise ValueError(f"{key}={path!r}: cannot be read: {error}; {hint}") from error
     documents = []
     for number, line in enumerate(lines, start=1):
         try:
             text = json.loads(line)["text"]
         except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f'workload.prompts={path!r}: line {number} is no {{"path", "text"}}') from error
+            raise ValueError(f'{key}={path!r}: line {number} is no {{"path", "text"}}') from error
         if isinstance(text, str) and text.strip():
             documents.append(text)
     if not documents:
-        raise ValueError(f"workload.prompts={path!r}: has no text")
+        raise ValueError(f"{key}={path!r}: has no text")
     return documents
 
 

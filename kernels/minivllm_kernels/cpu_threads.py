@@ -21,7 +21,7 @@ from typing import Any
 
 import llvmlite.binding as llvm
 import torch
-from numba import cfunc, config, types
+from numba import cfunc, config, njit, types
 from numba.core.types import ExternalFunction
 from torch import Tensor
 
@@ -65,6 +65,10 @@ barrier = ExternalFunction("minivllm_barrier", types.void())
 
 # What a kernel is called with: 64-bit integers, addresses of tensors among them.
 _ARGUMENTS = types.CPointer(types.int64)
+
+# Of the parts of a product that are called by `each_tile` and `each_prepared_tile`.
+TILE_SIGNATURE = types.void(_ARGUMENTS, *[types.int64] * 6)
+PREPARE_SIGNATURE = types.void(_ARGUMENTS, *[types.int64] * 2)
 
 
 @functools.cache
@@ -127,3 +131,50 @@ def address(tensor: Tensor) -> int:
 def float_bits(value: float) -> int:
     """A float as a kernel's argument; `f64_of_bits` reads it."""
     return int(struct.unpack("=q", struct.pack("=d", value))[0])
+
+
+@njit(inline="always", error_model="numpy")
+def tiles_of_panel(
+    tile: Any, a: Any, scratch: Any, panel: Any, num_panels: Any, num_rows: Any, width: Any, most_rows: Any
+) -> None:
+    """Call `tile(a, scratch, panel, num_panels, first_row, num_rows, width)` for all rows of a product.
+
+    Tiles are of equal height, rather than a low one at the end.
+    """
+    num_tiles = (num_rows + most_rows - 1) // most_rows
+    for i in range(num_tiles):
+        first, end = num_rows * i // num_tiles, num_rows * (i + 1) // num_tiles
+        tile(a, scratch, panel, num_panels, first, end - first, width)
+
+
+@njit(inline="always", error_model="numpy")
+def each_tile(
+    tile: Any, a: Any, scratch: Any, num_rows: Any, num_outputs: Any, num_threads: Any,
+    width: Any, most_rows: Any, most_pair_rows: Any,
+) -> None:  # fmt: skip
+    """All of this thread's tiles of a product: panels of `width` outputs are shared by the threads, few rows take two
+    panels at a time."""
+    num_panels = (num_outputs + width - 1) // width
+    thread = thread_num()
+    panel, end_panel = num_panels * thread // num_threads, num_panels * (thread + 1) // num_threads
+    while panel < end_panel:
+        left = num_outputs - panel * width
+        count = 1
+        if num_rows <= most_pair_rows and panel + 1 < end_panel and left >= 2 * width:
+            count = 2
+        tiles_of_panel(tile, a, scratch, panel, count, num_rows, min(left, count * width), most_rows)
+        panel += count
+
+
+@njit(inline="always", error_model="numpy")
+def each_prepared_tile(
+    prepare: Any, tile: Any, a: Any, scratch: Any, scratch_size: Any, num_rows: Any, num_outputs: Any,
+    num_threads: Any, width: Any, most_rows: Any,
+) -> None:  # fmt: skip
+    """As `each_tile`, after a call of `prepare(a, scratch, panel)` that leaves a panel in this thread's scratch."""
+    num_panels = (num_outputs + width - 1) // width
+    thread = thread_num()
+    scratch += thread * scratch_size
+    for panel in range(num_panels * thread // num_threads, num_panels * (thread + 1) // num_threads):
+        prepare(a, scratch, panel)
+        tiles_of_panel(tile, a, scratch, panel, 1, num_rows, min(num_outputs - panel * width, width), most_rows)

@@ -16,6 +16,7 @@ from numba.extending import intrinsic
 
 from minivllm_kernels.cpu_ir import (
     F32,
+    I16,
     I32,
     I64,
     LANES,
@@ -51,6 +52,13 @@ def i32_at(typingctx: Any, address: Any) -> Any:
     """The int32 array at an address, for indexing."""
     signature = types.CPointer(types.int32)(types.int64)
     return signature, lambda context, builder, sig, args: builder.inttoptr(args[0], I32.as_pointer())
+
+
+@intrinsic
+def i16_at(typingctx: Any, address: Any) -> Any:
+    """The int16 array at an address, for indexing."""
+    signature = types.CPointer(types.int16)(types.int64)
+    return signature, lambda context, builder, sig, args: builder.inttoptr(args[0], I16.as_pointer())
 
 
 @intrinsic

@@ -58,7 +58,6 @@ class CalibrationFlow(Flow):
         spec: of the model.
         token_ids: [W, L] int64.
         embedding: [V, C].
-        silu_and_mul: of the model's operations.
     """
 
     x: Tensor

@@ -283,8 +283,7 @@ class Llama:
             + self.norm.weight_bytes
             + self.lm_head.weight_bytes
         )
-        self.num_quantized_weights = selection.num_quantized_weights
-        self.quantized_bytes = selection.quantized_bytes
+        self.precision = selection.precision()
         # A layer ends with the norm that the next one begins with, as the residual sum is fused into it.
         next_norms = [layer.input_norm for layer in self.layers[1:]] + [self.norm]
         self._layers_and_next_norms = list(zip(self.layers, next_norms, strict=True))

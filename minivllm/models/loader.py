@@ -127,7 +127,7 @@ def load_model(
     else:
         assert config.path is not None, "ModelConfig refuses this"
         source = open_checkpoint(resolve_folder(config.path), spec, device=device, dtype=torch_dtype)
-    selection = Selection(scheme, skip, spec.num_layers, keep)
+    selection = Selection(scheme, skip, spec.num_layers, torch_dtype, keep)
     start_flow = None
     if scheme.calibration is not None:
         token_ids = _calibration_windows(scheme.calibration, config, spec, max_len)
@@ -149,7 +149,7 @@ def _calibration_windows(text: CalibrationText, config: ModelConfig, spec: Model
 
     def encode(content: str) -> list[int]:
         tokenizer = load_tokenizer(config.tokenizer or config.path)
-        ids: list[int] = tokenizer.encode(content, add_special_tokens=False)
+        ids: list[int] = tokenizer.encode(content, add_special_tokens=False, verbose=False)
         return ids
 
     return text.windows(encode, spec.vocab_size)

@@ -37,7 +37,7 @@ class Awq(Int4):
         *,
         target: LinearTarget,
         calibration: Mapping[str, Any],
-        group_size: int = 128,
+        group_size: int = 64,
         group_sizes: Mapping[str, int] | None = None,
         symmetric: bool = False,
         clip: bool = True,
@@ -68,7 +68,7 @@ class Awq(Int4):
         values = weight.float()
         shrink: Tensor | float = 1.0
         if self._clip:
-            shrink = best_shrinks(values, x.square().sum(dim=0), size, symmetric=self.symmetric)
+            shrink = best_shrinks(values, x.t() @ x, size, symmetric=self.symmetric)
         scales, zeros = integer_scales(values, bits=4, group_size=size, symmetric=self.symmetric, shrink=shrink)
         codes = integer_codes(values, scales, zeros, bits=4)
         return QuantizedWeight(kind="int4", codes=codes, scales=scales, zeros=zeros)

@@ -7,15 +7,21 @@ from typing import Any
 
 from torch import Tensor
 
+from minivllm.quantization.base import LinearTarget
 from minivllm.quantization.weight import QuantizedWeight
 
 
-def import_bitsandbytes(scheme: str) -> Any:
+def import_bitsandbytes(scheme: str, target: LinearTarget) -> Any:
     """The module.
 
     Raises:
-        ValueError: it is not installed, or does not load on this machine.
+        ValueError: it is not installed, does not load on this machine, or cannot do what the engine promises.
     """
+    if target.batch_invariant:
+        raise ValueError(
+            f"execution.batch_invariant=true: bitsandbytes' products (quantization={scheme}) change with the batch: "
+            "choose int4, int8_weight_only or int8_dynamic"
+        )
     try:
         return importlib.import_module("bitsandbytes")
     except (ImportError, RuntimeError) as error:

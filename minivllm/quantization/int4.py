@@ -29,7 +29,7 @@ class Int4(IntegerScheme):
         self,
         *,
         target: LinearTarget,
-        group_size: int = 128,
+        group_size: int = 64,
         group_sizes: Mapping[str, int] | None = None,
         symmetric: bool = False,
     ) -> None:

@@ -54,6 +54,9 @@ def make_quantized_linear(weight: QuantizedWeight, bias: Tensor | None, target: 
         kernel = importlib.import_module(f"minivllm_kernels.{op}_linear.cpu")
         return PackedLinear(kernel.linear, _pack(kernel.pack, weight, op, {}), bias)
     kernel = importlib.import_module(f"minivllm_kernels.{op}_linear.kernel")
+    if op == "int8_dynamic":
+        # Sums of integers are exact: no row knows of the others.
+        return PackedLinear(kernel.linear, _pack(kernel.pack, weight, op, {"dtype": target.dtype}), bias)
 
     def multiply(x: Tensor, packed: Any, bias: Tensor | None) -> Tensor:
         product: Tensor = kernel.linear(x, packed, bias, batch_invariant=target.batch_invariant)

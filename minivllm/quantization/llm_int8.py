@@ -17,7 +17,7 @@ from minivllm.quantization.weight import QuantizedWeight
 class LlmInt8Linear:
     """`Linear8bitLt` over one weight."""
 
-    __slots__ = ("_layer",)
+    __slots__ = ("_bias", "_layer")
 
     look_up = None
 
@@ -28,20 +28,24 @@ class LlmInt8Linear:
             num_inputs, num_outputs, bias=False, has_fp16_weights=False, threshold=threshold, device="meta"
         )
         layer.weight = bitsandbytes.nn.Int8Params(weight.contiguous(), requires_grad=False, has_fp16_weights=False)
-        layer.bias = None if bias is None else torch.nn.Parameter(bias, requires_grad=False)
         # It is quantized on its way to a device.
         self._layer = layer.to(weight.device).eval()
+        # The layer would make it float16.
+        self._bias = bias
 
     @property
     def weight_bytes(self) -> int:
         layer = self._layer
         scales = layer.state.SCB if layer.state.SCB is not None else getattr(layer.weight, "SCB", None)
-        held = [layer.weight.data, scales, layer.bias]
+        held = [layer.weight.data, scales, self._bias]
         return sum(tensor.nbytes for tensor in held if tensor is not None)
 
     def __call__(self, x: Tensor) -> Tensor:
-        y: Tensor = self._layer(x)
-        return y
+        # It rounds from float16 whatever it is given, and says so at each call where that is float32.
+        rows = x.to(torch.float16) if x.dtype is torch.float32 else x
+        y: Tensor = self._layer(rows)
+        y = y.to(x.dtype)
+        return y if self._bias is None else y + self._bias
 
 
 class LlmInt8(QuantizationScheme):
@@ -59,7 +63,7 @@ class LlmInt8(QuantizationScheme):
         valid = isinstance(threshold, (int, float)) and threshold >= 0
         require(valid, "quantization.threshold", threshold, "0 or more")
         self._threshold = float(threshold)
-        self._bitsandbytes = import_bitsandbytes("llm_int8")
+        self._bitsandbytes = import_bitsandbytes("llm_int8", target)
 
     def make_linear(
         self, name: str, weight: Tensor | QuantizedWeight, bias: Tensor | None, x: Tensor | None = None

@@ -67,7 +67,7 @@ class Nf4(QuantizationScheme):
         )
         self._block_size = block_size
         self._double = double_quantization
-        self._bitsandbytes = import_bitsandbytes("nf4")
+        self._bitsandbytes = import_bitsandbytes("nf4", target)
 
     def make_linear(
         self, name: str, weight: Tensor | QuantizedWeight, bias: Tensor | None, x: Tensor | None = None

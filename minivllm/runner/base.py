@@ -4,9 +4,16 @@ what makes a simulated one honest."""
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from minivllm.plan import StepPlan, StepResult
+from minivllm.quantization.precision import Precision
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from minivllm.attention.base import PackedBatch
+    from minivllm.runner.parts import Parts
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -17,9 +24,7 @@ class MemoryReport:
     kv_cache_bytes: int
     peak_allocated_bytes: int | None = None
     peak_reserved_bytes: int | None = None
-    # Of projections whose weights are in codes, scales and all, and how many weights that are.
-    quantized_bytes: int = 0
-    num_quantized_weights: int = 0
+    precision: Precision | None = None
 
 
 class Launched(Protocol):
@@ -65,3 +70,16 @@ class Runner(Protocol):
         ...
 
     def memory(self) -> MemoryReport: ...
+
+
+@runtime_checkable
+class ReadingRunner(Runner, Protocol):
+    """A runner with a model in it, which can be made to read a text (see `score`)."""
+
+    @property
+    def parts(self) -> Parts: ...
+
+    def forward(self, batch: PackedBatch) -> Tensor:
+        """Hidden states after the final norm, [N, C], of a batch that belongs to no request: K/V go where its slots
+        say. Nothing is sampled, and no row is touched. Called in inference mode."""
+        ...

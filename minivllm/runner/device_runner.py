@@ -153,6 +153,13 @@ class DeviceRunner:
         self._device_rows.sample_(logits, rows_of_samples, targets, need, sampled)
         return begun, sampled, logits
 
+    def forward(self, batch: PackedBatch) -> Tensor:
+        """[N, C], see `ReadingRunner`."""
+        hidden = self._forward(batch)
+        # Compiled for this batch, and no step's doing.
+        self.new_compilations()
+        return hidden
+
     def _forward(self, batch: PackedBatch) -> Tensor:
         metadata = self._attention.prepare(batch)
         if isinstance(self._attention, TritonAttention):

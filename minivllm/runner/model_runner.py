@@ -68,19 +68,23 @@ class ModelRunner:
             block_table=packed.block_table,
             sample_indices=self._to_device(packed.sample_indices),
         )
-        metadata = self._attention.prepare(batch)
-
-        def attend(qkv: Tensor, layer: int, rotary: Rotary, at: Any) -> Tensor:
-            rotary.rotate_(qkv, at)
-            return self._attention.attend(qkv, layer, metadata)
-
-        hidden_NC = self.model.forward(batch.token_ids, batch.positions, attend)
+        hidden_NC = self.forward(batch)
         sampling = [(chunk, row) for chunk, row in zip(plan.chunks, rows.tolist(), strict=True) if chunk.samples]
         if not sampling:
             return StepResult(samples=())
         if len(batch.sample_indices) < len(batch.token_ids):
             hidden_NC = hidden_NC.index_select(0, batch.sample_indices)
         return self._sample(self.model.compute_logits(hidden_NC).float(), sampling)
+
+    def forward(self, batch: PackedBatch) -> Tensor:
+        """[N, C], see `ReadingRunner`."""
+        metadata = self._attention.prepare(batch)
+
+        def attend(qkv: Tensor, layer: int, rotary: Rotary, at: Any) -> Tensor:
+            rotary.rotate_(qkv, at)
+            return self._attention.attend(qkv, layer, metadata)
+
+        return self.model.forward(batch.token_ids, batch.positions, attend)
 
     def _apply(self, plan: StepPlan) -> None:
         self._rows.release(plan)

@@ -51,8 +51,7 @@ class Parts:
             kv_cache_bytes=self.kv_cache.nbytes,
             peak_allocated_bytes=torch.cuda.max_memory_allocated() if cuda else None,
             peak_reserved_bytes=torch.cuda.max_memory_reserved() if cuda else None,
-            quantized_bytes=self.model.quantized_bytes,
-            num_quantized_weights=self.model.num_quantized_weights,
+            precision=self.model.precision,
         )
 
     def copy_blocks(self, sources: Tensor, targets: Tensor) -> None:

@@ -35,16 +35,19 @@ SECTIONS: dict[str, Plan] = {
     "sampling": Plan(module="sampling", phase="checks", shards=3, budget_s=150),
     "decode": Plan(module="decode", phase="checks", shards=5, budget_s=150),
     "prefill": Plan(module="prefill", phase="checks", shards=5, budget_s=150),
+    "quantized": Plan(module="quantized", phase="checks", shards=4, budget_s=180),
     "tokens": Plan(module="tokens", phase="checks", shards=4, budget_s=180, piece_s=150),
     # Compiles what the engines of the figures launch, so that these find it in Triton's cache.
     "warm": Plan(module="warm", phase="checks", shards=2, budget_s=180, piece_s=150),
     "speed": Plan(module="speed", phase="figures", budget_s=80),
+    "quantized-speed": Plan(module="quantized", phase="figures", budget_s=100),
     "engine": Plan(module="engine", phase="figures", budget_s=170, piece_s=90, of_engine=True),
     "load": Plan(module="load", phase="figures", budget_s=130, piece_s=110, of_engine=True),
     "transformers": Plan(module="neighbours", phase="figures", budget_s=100, piece_s=100, of_engine=True),
     "tune-decode": Plan(module="tune_decode", phase="tune", budget_s=240, piece_s=200),
     "tune-prefill": Plan(module="tune_prefill", phase="tune", budget_s=240, piece_s=200),
     "tune-matmul": Plan(module="tune_matmul", phase="tune", budget_s=60),
+    "tune-quantized": Plan(module="tune_quantized", phase="tune", budget_s=300, piece_s=100),
     "tune-profile": Plan(module="tune_profile", phase="tune", budget_s=150),
 }
 

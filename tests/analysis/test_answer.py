@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 import analysis
-from analysis.answer import answer, headline, ratio_text
+from analysis.answer import answer, headline
 from analysis.markdown import markdown
+from analysis.words import ratio_text
 
 
 def test_an_answer_says_what_was_told_from_the_baseline_largest_first(

@@ -57,6 +57,11 @@ addEventListener("load", () => setTimeout(() => {
   document.body.dataset.report = JSON.stringify({plots: plots.length, drawn: drawn.length, problems,
     fetched: performance.getEntriesByType("resource").map(entry => entry.name),
     ready: "ready" in document.documentElement.dataset, answer: first ? first.getBoundingClientRect().bottom : 0,
+    // How much wider than its place each kind of table is, and how many names each panel of a plot has.
+    tables: Object.fromEntries([...document.querySelectorAll("table")].map(t => [t.className,
+      t.parentNode.scrollWidth - t.parentNode.clientWidth])),
+    named: Object.fromEntries([...document.querySelectorAll("figure.plot")].map(f => [f.dataset.name,
+      [...f.querySelectorAll(".panel")].map(p => p.querySelectorAll("text.label").length)])),
     figures: document.querySelectorAll("figure.plot").length});
 }, 300));
 </script>"""
@@ -81,7 +86,27 @@ def _make_folder(tmp_path: Path, make_sweep: Callable[..., Path]) -> Path:
 def test_a_browser_draws_every_plot_without_errors_or_requests(
     tmp_path: Path, make_sweep: Callable[..., Path], width: int
 ) -> None:
-    sweep = analysis.load(_make_folder(tmp_path, make_sweep))
+    report = _look(_make_folder(tmp_path, make_sweep), tmp_path, width)
+    assert report["figures"] >= 5
+    assert report["plots"] >= 14
+    if width == 1280:
+        assert report["answer"] < 900, "the answer is on the first screen"
+
+
+@pytest.mark.parametrize("width", [480, 1280])
+def test_a_browser_draws_precisions_whose_names_keep_off_each_other(
+    tmp_path: Path, precisions_folder: Path, width: int
+) -> None:
+    report = _look(precisions_folder, tmp_path, width)
+    assert report["tables"]["precisions"] <= 0 or width < 1280, "the table fits a wide window"
+    # Of seven marks in each panel most have their names beside them, the others are in the legend.
+    assert all(named >= 5 for named in report["named"]["precisions"]) and len(report["named"]["precisions"]) == 3
+    assert all(named == 7 for named in report["named"]["precisions-kl"])
+
+
+def _look(folder: Path, tmp_path: Path, width: int) -> dict[str, Any]:
+    """What a page says of itself in a window of some width; that it is without faults is asserted."""
+    sweep = analysis.load(folder)
     text = page(sweep, analysis.points(sweep))
     asked = []
 
@@ -104,14 +129,13 @@ def test_a_browser_draws_every_plot_without_errors_or_requests(
     assert asked == ["/report"]
     found = re.search(r'data-report="([^"]*)"', dom)
     assert found, "the page's script did not get to its end"
-    report = json.loads(html.unescape(found.group(1)))
+    report: dict[str, Any] = json.loads(html.unescape(found.group(1)))
     assert report["problems"] == []
     assert report["fetched"] == []
     assert report["ready"]
-    assert report["figures"] == text.count('class="plot"') >= 5
-    assert report["plots"] == report["drawn"] >= 14
-    if width == 1280:
-        assert report["answer"] < 900, "the answer is on the first screen"
+    assert report["figures"] == text.count('class="plot"')
+    assert report["plots"] == report["drawn"]
+    return report
 
 
 def test_a_page_opened_as_a_file_is_not_blank(tmp_path: Path, make_sweep: Callable[..., Path]) -> None:

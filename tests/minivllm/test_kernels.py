@@ -7,7 +7,7 @@ import torch
 from tiny import VOCAB_SIZE, save_tiny_llama
 
 from minivllm import LLM, SamplingParams
-from minivllm.config import ExecutionConfig
+from minivllm.config import ExecutionConfig, QuantizationConfig
 from minivllm.runner.kernels import resolve_kernels
 
 
@@ -51,14 +51,26 @@ def _logprobs(folder, prompts, **options) -> list[list[dict[int, float]]]:
     return [list(output.outputs[0].logprobs) for output in rounds[0]]
 
 
-def test_logprobs_are_equal_to_the_last_bit_whatever_shares_the_batch(folder) -> None:
+QUANTIZATIONS = {
+    "none": {},
+    "none-fp16": {"weight_dtype": "float16"},
+    "int8_weight_only": {"skip": ()},
+    "int8_dynamic": {"skip": ()},
+    "int4": {"group_size": 32, "skip": ()},
+}
+
+
+@pytest.mark.parametrize("quantization", QUANTIZATIONS)
+def test_logprobs_are_equal_to_the_last_bit_whatever_shares_the_batch(tmp_path, quantization: str) -> None:
     """Not only the same tokens: batch, block size, chunks, prefix hits and preemption change no bit of any logprob."""
+    folder = save_tiny_llama(tmp_path, hidden_size=96, intermediate_size=64, num_attention_heads=8)
     prompts = [list(range(3, 3 + n)) for n in (1, 9, 17, 30)]
-    alone = [_logprobs(folder, [p], num_blocks=40)[0] for p in prompts]
+    scheme = QuantizationConfig.named(quantization.partition("-")[0], **QUANTIZATIONS[quantization])
+    alone = [_logprobs(folder, [p], num_blocks=40, quantization=scheme)[0] for p in prompts]
     for options in (
         {"num_blocks": 40},
         {"num_blocks": 200, "block_size": 1, "max_num_batched_tokens": 5},
         {"num_blocks": 12, "block_size": 4, "prefix_caching": False, "max_num_batched_tokens": 16},
         {"num_blocks": 4, "block_size": 16, "max_num_seqs": 3},
     ):
-        assert _logprobs(folder, prompts, **options) == alone, options
+        assert _logprobs(folder, prompts, quantization=scheme, **options) == alone, options

@@ -3,17 +3,16 @@
 What a launch would be compiled for is what Triton itself says of its arguments: types, constants, and which integers
 and pointers 16 divides. So it can be told whether a step of some load would have to compile what the warm-up did not.
 Run as a program, with TRITON_INTERPRET unset: prints the launches of the load that the warm-up did not have, a line
-each, and how many it had. A fifth argument is a member of conf/model with a shape, one layer of which is taken, for 256
-requests:
+each, and how many it had. A member of conf/model with a shape gives one layer of it, for 256 requests:
 
-    PYTHONPATH=.:kernels:tests/support python tests/support/recorded_launches.py /tmp 16 False float16 \\
-        conf/model/random_qwen3_0_6b.yaml
+    PYTHONPATH=.:kernels:tests/support python tests/support/recorded_launches.py /tmp --block-size 16 --dtype float16 \\
+        --model conf/model/random_qwen3_0_6b.yaml --quantization int4
 """
 
 from __future__ import annotations
 
+import argparse
 import random
-import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -28,6 +27,7 @@ from triton.compiler import make_backend
 from triton.runtime.jit import create_function_from_signature
 
 from minivllm import LLM, SamplingParams, triton_support
+from minivllm.config import QuantizationConfig
 
 _BACKEND = make_backend(GPUTarget("cuda", 90, 32))
 _KINDS: list[dict[str, Any]] = [
@@ -59,15 +59,18 @@ def _stand_in_for_the_gpu() -> None:
     )
 
 
-def main(folder: Path, block_size: int, batch_invariant: bool, dtype: str, member: str | None = None) -> None:
+def main(
+    folder: Path, block_size: int, batch_invariant: bool, dtype: str, member: Path | None, quantization: str
+) -> None:
     """Warm up, remember what was launched, serve a load of all kinds of requests, and tell what came on top."""
     _stand_in_for_the_gpu()
     options: dict[str, Any] = {"max_num_seqs": 13, "max_num_batched_tokens": 1024}
     if member is None:
         shape = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32, "max_position_embeddings": 2048}
+        shape |= {"hidden_size": 64, "intermediate_size": 96}
         options["path"] = str(save_tiny_llama(folder, **shape))
     else:
-        shape = yaml.safe_load(Path(member).read_text(encoding="utf-8"))["shape"] | {"num_hidden_layers": 1}
+        shape = yaml.safe_load(member.read_text(encoding="utf-8"))["shape"] | {"num_hidden_layers": 1}
         options = {"weights": "random", "shape": shape, "max_num_seqs": 256, "max_num_batched_tokens": 8192}
     llm = LLM(
         kernels="triton",
@@ -77,6 +80,9 @@ def main(folder: Path, block_size: int, batch_invariant: bool, dtype: str, membe
         overlap=True,
         max_model_len=2048,
         num_blocks=64 * 2048 // block_size,
+        quantization=QuantizationConfig.named(
+            quantization, skip=(), **({"group_size": 32} if quantization == "int4" else {})
+        ),
         **options,
     )
     runner = llm.engine.runner
@@ -99,4 +105,12 @@ def main(folder: Path, block_size: int, batch_invariant: bool, dtype: str, membe
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3] == "True", *sys.argv[4:])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--block-size", type=int, default=16)
+    parser.add_argument("--batch-invariant", action="store_true")
+    parser.add_argument("--dtype", default="float16")
+    parser.add_argument("--model", type=Path)
+    parser.add_argument("--quantization", default="none")
+    args = parser.parse_args()
+    main(args.folder, args.block_size, args.batch_invariant, args.dtype, args.model, args.quantization)

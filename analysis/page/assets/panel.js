@@ -20,8 +20,13 @@ function panel(holder, spec, hidden, tip) {
   const plot = make("g", {}, svg), taken = [];
   for (const s of shown) drawSeries(plot, s, x, y, bottom, taken);
   for (const line of spec.lines || []) {
-    const points = line.x.map((v, i) => `${x.at(v).toFixed(1)},${y.at(line.y[i]).toFixed(1)}`);
-    make("polyline", {points: points.join(" "), class: "front"}, plot);
+    const points = line.x.map((v, i) => [x.at(v), y.at(line.y[i])]);
+    make("polyline", {points: points.map(([a, b]) => `${a.toFixed(1)},${b.toFixed(1)}`).join(" "), class: "front"}, plot);
+    // Names keep off the level and upright parts.
+    points.slice(1).forEach(([a, b], i) => {
+      const [c, d] = points[i];
+      if (a === c || b === d) taken.push([Math.min(a, c), Math.min(b, d) - 1, Math.max(a, c), Math.max(b, d) + 1]);
+    });
   }
   labels(svg, shown, x, y, {left, right, top, bottom}, taken);
   pointer(svg, spec, shown, x, y, tip, width);
@@ -135,8 +140,9 @@ function pointer(svg, spec, shown, x, y, tip, width) {
     tip.textContent = "";
     html("b", {}, tip, s.name);
     for (const [axis, v, lo, hi] of [[spec.x, s.x[i], s.xlo, s.xhi], [spec.y, s.y[i], s.ylo, s.yhi]]) {
-      const ends = lo && lo[i] !== null && lo[i] !== hi[i] ? ` (${number(lo[i])} to ${number(hi[i])})` : "";
-      html("div", {}, tip, `${axis.label}: ${axis.cats ? axis.cats[v] : number(v)}${ends}`);
+      const say = value => axis.digits ? String(+value.toPrecision(axis.digits)) : number(value);
+      const ends = lo && lo[i] !== null && lo[i] !== hi[i] ? ` (${say(lo[i])} to ${say(hi[i])})` : "";
+      html("div", {}, tip, `${axis.label}: ${axis.cats ? axis.cats[v] : say(v)}${ends}`);
     }
     tip.hidden = false;
     const wide = tip.offsetWidth, over = event.clientX + wide + 24 > innerWidth;

@@ -50,6 +50,13 @@ function number(value) {
   return String(+value.toPrecision(3));
 }
 
+// As many digits as it takes to tell ticks apart, three at least.
+function telling(ticks) {
+  if (new Set(ticks.map(number)).size === ticks.length) return number;
+  const digits = [4, 5, 6, 7].find(n => new Set(ticks.map(t => t.toPrecision(n))).size === ticks.length) || 8;
+  return value => String(+value.toPrecision(digits));
+}
+
 function linearTicks(low, high, count) {
   const raw = (high - low) / Math.max(1, count), power = 10 ** Math.floor(Math.log10(raw));
   const step = [1, 2, 2.5, 5, 10].find(s => s * power >= raw * 0.999) * power;
@@ -71,7 +78,7 @@ function logTicks(low, high) {
   return found;
 }
 
-// From data to pixels. An axis: {label, log, min, max, cats}.
+// From data to pixels. An axis: {label, log, min, max, cats, digits}.
 function scale(axis, values, from, to) {
   if (axis.cats) {
     const count = axis.cats.length, at = i => from + (to - from) * (i + 0.5) / count;
@@ -83,13 +90,13 @@ function scale(axis, values, from, to) {
   if (axis.log && low > 0) {
     if (high <= low) { low /= 1.2; high *= 1.2; }
     const room = axis.tight ? 1 : (high / low) ** 0.05, a = Math.log(low / room), b = Math.log(high * room);
-    return {at: v => from + (to - from) * (Math.log(Math.max(v, low / room)) - a) / (b - a),
-            ticks: logTicks(low / room, high * room), text: number};
+    const ticks = logTicks(low / room, high * room);
+    return {at: v => from + (to - from) * (Math.log(Math.max(v, low / room)) - a) / (b - a), ticks, text: telling(ticks)};
   }
   if (high <= low) { const half = Math.abs(low) * 0.1 || 1; low -= half; high += half; }
   const room = axis.tight ? 0 : (high - low) * 0.06;
   if (axis.min === undefined) low = low >= 0 && low - room < 0 ? 0 : low - room;
   if (axis.max === undefined) high += room;
-  return {at: v => from + (to - from) * (v - low) / (high - low),
-          ticks: linearTicks(low, high, Math.abs(to - from) / (from < to ? 80 : 42)), text: number};
+  const ticks = linearTicks(low, high, Math.abs(to - from) / (from < to ? 80 : 42));
+  return {at: v => from + (to - from) * (v - low) / (high - low), ticks, text: telling(ticks)};
 }

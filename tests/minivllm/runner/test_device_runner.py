@@ -11,7 +11,7 @@ import torch
 from tiny import VOCAB_SIZE, Oracle, first_wrong, save_tiny_llama
 
 from minivllm import LLM, SamplingParams
-from minivllm.config import Component
+from minivllm.config import Component, QuantizationConfig
 from minivllm.runner.decode import batch_buckets
 from minivllm.runner.device_rows import Need
 from minivllm.runner.device_runner import DeviceRunner
@@ -62,6 +62,22 @@ def test_greedy_tokens_are_those_of_transformers(folder: Path, options: dict[str
         assert first_wrong(got, wanted, gaps) == "equal"
     assert (llm.engine.scheduler.num_preemptions > 0) == (options.get("num_blocks") == 10)
     llm.engine.check()
+
+
+@pytest.mark.parametrize(
+    ("name", "kwargs"),
+    [("int8_weight_only", {}), ("int8_dynamic", {}), ("int4", {"group_size": 32})],
+    ids=lambda v: str(v),
+)
+def test_quantized_weights_give_the_tokens_of_the_cpus_kernels(
+    tmp_path: Path, name: str, kwargs: dict[str, Any]
+) -> None:
+    shape = {"hidden_size": 64, "num_attention_heads": 4, "intermediate_size": 96, "num_hidden_layers": 1}
+    folder = save_tiny_llama(tmp_path, **shape)
+    quantization = QuantizationConfig.named(name, skip=(), **kwargs)
+    ours, cpus = (_make_llm(folder, kernels=kernels, quantization=quantization) for kernels in ("triton", "numba"))
+    assert _generate(ours, PROMPTS, _greedy()) == _generate(cpus, PROMPTS, _greedy())
+    assert ours.engine.memory().precision.num_quantized_weights == cpus.engine.memory().precision.num_quantized_weights
 
 
 def test_a_second_call_finds_the_first_ones_prefixes(folder: Path) -> None:

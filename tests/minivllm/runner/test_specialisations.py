@@ -13,24 +13,22 @@ ROOT = Path(__file__).resolve().parents[3]
 
 
 @pytest.mark.parametrize(
-    ("block_size", "batch_invariant", "dtype"),
-    [(16, False, "float16"), (256, False, "float32"), (16, True, "float16")],
-    ids=["B16-fp16", "B256-fp32", "B16-fp16-invariant"],
+    "options",
+    [
+        [],
+        ["--block-size=256", "--dtype=float32", "--quantization=int8_dynamic"],
+        ["--batch-invariant"],
+        ["--batch-invariant", "--quantization=int8_weight_only"],
+        ["--quantization=int4"],
+        ["--quantization=fp8"],
+    ],
+    ids=lambda options: "-".join(option.rpartition("=")[2].lstrip("-") for option in options) or "default",
 )
-def test_no_step_launches_what_the_warm_up_did_not(
-    block_size: int, batch_invariant: bool, dtype: str, tmp_path: Path
-) -> None:
+def test_no_step_launches_what_the_warm_up_did_not(options: list[str], tmp_path: Path) -> None:
     environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
     environment["PYTHONPATH"] = os.pathsep.join(str(ROOT / name) for name in (".", "kernels", "tests/support"))
     finished = subprocess.run(
-        [
-            sys.executable,
-            ROOT / "tests" / "support" / "recorded_launches.py",
-            tmp_path,
-            str(block_size),
-            str(batch_invariant),
-            dtype,
-        ],
+        [sys.executable, ROOT / "tests" / "support" / "recorded_launches.py", tmp_path, *options],
         env=environment,
         capture_output=True,
         text=True,

@@ -1,0 +1,1 @@
+"""What the products of two 8-bit numbers, integers or floats, share on a GPU."""
