@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from experiments.compose import compose_config, hydra_config
 from experiments.errors import CommandError, one_line
+from experiments.plan import plan_sweep
 from experiments.points import freeze
 
 
@@ -23,10 +23,11 @@ def quantize(folder: str, overrides: Sequence[str]) -> str:
     Raises:
         CommandError: something that does not exist or fit; nothing is written then.
     """
-    with hydra_config():
-        config = compose_config(overrides, repeat=0)
+    jobs = plan_sweep(overrides).jobs
+    if len(jobs) > 1:
+        raise CommandError(f"minivllm quantize writes one model, these are {len(jobs)}")
     try:
-        settings = freeze(config)
+        settings = freeze(jobs[0].config)
         # Late, so that a mistake on the command line is answered before torch is imported.
         from minivllm.quantization.save import save_quantized
 

@@ -304,6 +304,9 @@ class CheckpointWriter:
         if self._spec.tie_word_embeddings and "lm_head" not in self.ignored:
             more["tie_word_embeddings"] = False
         _write_json(self._folder / "config.json", {**config, **more})
+        for name in names:
+            # safetensors writes files that only their owner can read.
+            shutil.copymode(self._folder / "config.json", self._folder / name)
         return len(names), sum((self._folder / name).stat().st_size for name in names)
 
     def _write_index(self, names: list[str]) -> None:
