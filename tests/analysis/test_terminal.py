@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from analysis.precision_table import PRECISIONS
 from analysis.terminal import BLOCKS, PLAIN, print_report, sparkline
 
 
@@ -49,6 +50,12 @@ def test_a_terminal_without_blocks_gets_plain_marks(tmp_path: Path, make_sweep: 
     assert any(
         len(set(line.split()[-1])) > 1 and set(line.split()[-1]) <= set(PLAIN) for line in text.splitlines() if line
     )
+
+
+def test_precisions_have_a_table_under_their_answer(precisions_folder: Path) -> None:
+    text = _shown(precisions_folder)
+    assert text.index("At batch size 32, the fastest that costs at most 1 %") < text.index(PRECISIONS)
+    assert text.index(PRECISIONS) < text.index("verdict"), "before what tells points from each other"
 
 
 def test_a_sweep_that_failed_whole_is_still_reported(tmp_path: Path, make_sweep: Callable[..., Path]) -> None:

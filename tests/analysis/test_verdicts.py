@@ -6,6 +6,7 @@ import pytest
 from analysis.columns import TABLES
 from analysis.direction import direction_of
 from analysis.intervals import paired
+from analysis.quality_figures import FIGURES
 from analysis.verdicts import verdict
 
 THROUGHPUT = "output_throughput_tps"
@@ -38,6 +39,13 @@ def _verdict(ratios: list[float], metric: str = THROUGHPUT, floor: float = np.na
 def test_each_metric_has_its_words(metric: str, up: str, down: str) -> None:
     assert _verdict([1.2, 1.21, 1.19, 1.2], metric) == up
     assert _verdict([0.8, 0.81, 0.79, 0.8], metric) == down
+
+
+def test_each_figure_of_quality_has_a_better_direction() -> None:
+    better = {name: direction_of(name).higher_is_better for name in FIGURES}
+    down = {"perplexity", "kl_mean_nats", "top1_flip_fraction"}
+    assert better == {name: name not in down for name in FIGURES}
+    assert direction_of("bits_per_weight").higher_is_better is False
 
 
 def test_no_latency_throughput_or_size_of_the_contract_is_without_direction() -> None:

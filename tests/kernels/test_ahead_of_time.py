@@ -48,7 +48,8 @@ def test_one_specialisation_compiles_for_hopper(tmp_path: Path) -> None:
 def test_each_specialisation_compiles_within_its_budget(operation: str, tmp_path: Path) -> None:
     rows = _compiled(tmp_path, "--only", operation)
     assert {row["op"] for row in rows} == {operation}
-    assert {row["architecture"] for row in rows} == {80, 90}
+    # Ampere does not multiply 8-bit floats.
+    assert {row["architecture"] for row in rows} == ({90} if operation == "fp8_linear" else {80, 90})
 
 
 def test_a_pattern_that_matches_nothing_is_an_error() -> None:

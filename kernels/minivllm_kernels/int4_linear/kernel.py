@@ -37,7 +37,8 @@ def pack(
         codes: [out, in] uint8, 0..15.
         scales: [out, groups], any float dtype: groups of 32, 64, a multiple of 128, or all inputs.
         zeros: as scales, uint8, 0..15; None is 8 everywhere.
-        dtype: of the activations, in which scales are kept: float16, bfloat16 or float32; None is that of `scales`.
+        dtype: of the activations: float16, bfloat16 or float32; None is that of `scales`, which are kept in float16
+            beside 16-bit activations.
 
     Raises:
         ValueError: groups are of another size.

@@ -34,9 +34,9 @@ class PackedCodes:
 
     Args:
         words: [stretches, out padded, 16 or 32] int32.
-        scales: [groups padded, out padded / 2] int32, two scales of `dtype` in each; [groups padded, out padded]
-            float32 where that is the dtype.
-        zeros: as scales, or None.
+        scales: [groups padded, out padded / 2] int32, two float16 scales in each, whatever the 16 bits of activations;
+            [groups padded, out padded] float32 where they are float32.
+        zeros: as scales, but of `dtype`, or None.
         num_out, num_in: of the weight.
         group_size: inputs that share a scale; `num_in` where a row has one scale.
         bits: 4 or 8.
@@ -83,7 +83,8 @@ def pack_codes(codes: Tensor, scales: Tensor, zeros: Tensor | None, *, bits: int
     num_padded = num_groups if num_groups == 1 else -(-num_in // STRETCH) * STRETCH // group_size
     return PackedCodes(
         words=_pack_words(codes, bits),
-        scales=_pack_rows(scales, num_padded, dtype),
+        # Three bits more than bfloat16: a scale is off for all of its codes alike.
+        scales=_pack_rows(scales, num_padded, torch.float32 if dtype is torch.float32 else torch.float16),
         zeros=None if zeros is None else _pack_rows(zeros, num_padded, dtype),
         num_out=num_out,
         num_in=num_in,

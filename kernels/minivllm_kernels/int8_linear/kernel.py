@@ -28,7 +28,8 @@ def pack(codes: Tensor, scales: Tensor, *, dtype: torch.dtype | None = None) -> 
     Args:
         codes: [out, in] int8.
         scales: [out, groups], any float dtype: one group, or groups of 32, 64 or a multiple of 128.
-        dtype: of the activations, in which scales are kept: float16, bfloat16 or float32; None is that of `scales`.
+        dtype: of the activations: float16, bfloat16 or float32; None is that of `scales`, which are kept in float16
+            beside 16-bit activations.
 
     Raises:
         ValueError: groups are of another size.

@@ -255,6 +255,7 @@ def _product(
     MERGE_SPLITS: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     dtype: tl.constexpr = x_ptr.dtype.element_ty
+    scale_dtype: tl.constexpr = tl.float32 if dtype == tl.float32 else tl.float16
     NUM_N: tl.constexpr = (OUT + BLOCK_N - 1) // BLOCK_N
     # In memory: words of a row's stretch, and elements of a group of scales.
     WORDS: tl.constexpr = STRETCH * BITS // 32
@@ -289,7 +290,7 @@ def _product(
     # [DOT_K, BLOCK_M], transposed by its addresses.
     x_at = x_ptr + offs_m[None, :] * stride_x + offs_k[:, None]
     words_at = words_ptr + offs_n[:, None] * WORDS + tl.arange(0, WORDS)[None, :]
-    scales_at = _rows_at(scales_ptr, first_n, dtype, BLOCK_N)
+    scales_at = _rows_at(scales_ptr, first_n, scale_dtype, BLOCK_N)
     acc = tl.zeros((BLOCK_N, BLOCK_M), dtype=tl.float32)
     for stretch in tl.range(first, end, num_stages=STAGES):
         words = tl.load(words_at + stretch * (PADDED * WORDS))
@@ -311,10 +312,10 @@ def _product(
                 acc = tl.dot(weight, x, acc, input_precision="ieee")
             else:
                 of_part = scales_at + (first_group + part * DOT_K * GROUPS // STRETCH) * SCALES
-                scale = _load_rows(of_part, dtype, BLOCK_N).to(tl.float32)
+                scale = _load_rows(of_part, scale_dtype, BLOCK_N).to(tl.float32)
                 acc += tl.dot(weight, x, input_precision="ieee") * scale
     if ONE_GROUP:
-        acc *= _load_rows(scales_at, dtype, BLOCK_N).to(tl.float32)
+        acc *= _load_rows(scales_at, scale_dtype, BLOCK_N).to(tl.float32)
 
     is_last = True
     if partial_ptr is not None:
@@ -334,6 +335,7 @@ def _dequantize(
 ):  # fmt: skip
     """One stretch of BLOCK_N outputs."""
     dtype: tl.constexpr = out_ptr.dtype.element_ty
+    scale_dtype: tl.constexpr = tl.float32 if dtype == tl.float32 else tl.float16
     WORDS: tl.constexpr = STRETCH * BITS // 32
     SCALES: tl.constexpr = PADDED if dtype == tl.float32 else PADDED // 2
     ONE_GROUP: tl.constexpr = GROUP_SIZE == IN
@@ -346,7 +348,7 @@ def _dequantize(
     offs_k = tl.arange(0, GROUP_K)
     words = tl.load(words_ptr + (stretch * PADDED + offs_n[:, None]) * WORDS + tl.arange(0, WORDS)[None, :])
     first_group = 0 if ONE_GROUP else stretch * STRETCH // GROUP_SIZE
-    scales_at = _rows_at(scales_ptr, first_n, dtype, BLOCK_N) + first_group * SCALES
+    scales_at = _rows_at(scales_ptr, first_n, scale_dtype, BLOCK_N) + first_group * SCALES
     if BITS == 4:
         zeros_at = None
         if zeros_ptr is not None:
@@ -356,7 +358,7 @@ def _dequantize(
         slices = _unpack_8_bits(words, ASM, dtype)
     for part in tl.static_range(GROUPS):
         codes = _side_by_side(slices, part * COUNT, COUNT, dtype).to(tl.float32)
-        weight = (codes * _load_rows(scales_at + part * SCALES, dtype, BLOCK_N).to(tl.float32)).to(dtype)
+        weight = (codes * _load_rows(scales_at + part * SCALES, scale_dtype, BLOCK_N).to(tl.float32)).to(dtype)
         columns = stretch * STRETCH + part * GROUP_K + offs_k
         mask = (offs_n < OUT)[:, None] & (columns < IN)[None, :]
         tl.store(out_ptr + offs_n[:, None] * IN + columns[None, :], weight, mask=mask)

@@ -304,12 +304,16 @@ def test_what_is_quantized_is_accounted_for(write: Callable[..., Any], take: Any
 
     folder, _ = write(_config(_group(GROUPS)), lambda module: {"symmetric": True})
     llm = LLM(str(folder), kernels="torch", num_threads=1, block_size=4, num_blocks=8)
-    memory = llm.engine.runner.memory()
+    memory = llm.engine.memory()
+    precision = memory.precision
     weights = [take(folder, UP.replace("mlp.up_proj", name)) for name in _PROJECTIONS]
     assert all(isinstance(weight, QuantizedWeight) for weight in weights)
-    assert memory.num_quantized_weights == 2 * sum(weight.shape[0] * weight.shape[1] for weight in weights)
-    assert memory.quantized_bytes == 2 * sum(weight.codes.nbytes // 2 + weight.scales.nbytes for weight in weights)
-    assert memory.weights_bytes > memory.quantized_bytes
+    assert precision is not None and precision.name == "int4 in the checkpoint"
+    assert precision.num_quantized_weights == 2 * sum(weight.shape[0] * weight.shape[1] for weight in weights)
+    assert precision.num_quantized_bytes == 2 * sum(
+        weight.codes.nbytes // 2 + weight.scales.nbytes for weight in weights
+    )
+    assert memory.weights_bytes > precision.num_quantized_bytes
 
 
 _PROJECTIONS = [f"self_attn.{name}_proj" for name in "qkvo"] + [f"mlp.{name}_proj" for name in ("gate", "up", "down")]
