@@ -136,7 +136,9 @@ def test_codes_scales_and_logits_are_bitwise_those_that_were_saved(
             ours, theirs = getattr(value, field), getattr(other, field)
             assert ours is theirs is None or torch.equal(ours, theirs), f"{part}.{field}"
     assert torch.equal(_logits(before), _logits(after))
-    assert after.num_quantized_weights == before.num_quantized_weights > 0
+    ours, theirs = before.precision, after.precision
+    assert theirs.num_quantized_weights == ours.num_quantized_weights > 0
+    assert theirs.bits_per_weight == ours.bits_per_weight
     assert saved.num_bytes == (tmp_path / "out" / "model.safetensors").stat().st_size
 
 
