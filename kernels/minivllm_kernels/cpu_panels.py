@@ -37,7 +37,7 @@ def panels_of(rows: Tensor, *, overwrite: bool = False) -> Tensor:
         end = min(first + step, num_whole)
         some = rows[first * PANEL_WIDTH : end * PANEL_WIDTH]
         turned = some.unflatten(0, (end - first, PANEL_WIDTH)).transpose(1, 2)
-        panels[first:end] = turned.contiguous() if in_place else turned
+        panels[first:end] = turned.clone(memory_format=torch.contiguous_format) if in_place else turned
     if rest:
         panels[num_whole] = 0
         panels[num_whole, :, :rest] = rows[num_whole * PANEL_WIDTH :].t()

@@ -12,7 +12,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from minivllm.models import Llama
+from minivllm.config import ModelConfig
+from minivllm.models import Llama, checkpoint, read_spec
+from minivllm.models.llama import tensor_shapes
+from minivllm.models.loader import open_checkpoint
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -199,3 +202,28 @@ def test_a_config_of_another_shape_is_found_before_any_weight_is_read(
     assert "tensor model.layers.2.input_layernorm.weight is missing (and 8 more)" in _refusal(load, folder)
     _edit_config(folder, num_hidden_layers=1)
     assert "(and 8 more) has no place in the model" in _refusal(load, folder)
+
+
+@pytest.mark.parametrize("piece", [1, 7, 48, 5000])
+def test_a_tensor_read_in_pieces_is_whole(
+    piece: int, save_hf_model: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = save_hf_model(dtype=torch.bfloat16, tie_word_embeddings=True, num_hidden_layers=1)
+    _edit_tensors(folder, lambda t: t.update({"lm_head.weight": t["model.embed_tokens.weight"].clone()}))
+    monkeypatch.setattr(checkpoint, "_PIECE", piece)
+    spec = read_spec(ModelConfig(path=str(folder)))
+    source = open_checkpoint(folder, spec, device="cpu", dtype=torch.float32)
+    for name, tensor in load_file(folder / SINGLE).items():
+        assert torch.equal(source.stored(name), tensor) and source.stored(name).dtype is torch.bfloat16
+        if name != "lm_head.weight":
+            assert torch.equal(source.take(name), tensor.float())
+
+
+def test_a_file_that_ends_within_a_tensor_after_it_was_checked_is_named(save_hf_model: Callable[..., Path]) -> None:
+    folder = save_hf_model()
+    spec = read_spec(ModelConfig(path=str(folder)))
+    source = open_checkpoint(folder, spec, device="cpu", dtype=torch.float32)
+    (folder / SINGLE).write_bytes((folder / SINGLE).read_bytes()[:-8])
+    with pytest.raises(ValueError, match=r"model\.safetensors: is damaged at tensor \S+: the file ends within it$"):
+        for name in tensor_shapes(spec):
+            source.take(name)
