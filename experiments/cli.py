@@ -41,6 +41,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         command.add_argument("overrides", nargs="*", metavar="OVERRIDE")
         command.add_argument("--dry-run", action="store_true", help="list the points and run nothing")
+    quantize = commands.add_parser(
+        "quantize",
+        help="write a model in another precision as a checkpoint: quantize FOLDER model=... quantization=...",
+        epilog=_OVERRIDES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    quantize.add_argument("folder", metavar="OUT_FOLDER", help="absent or empty")
+    quantize.add_argument("overrides", nargs="*", metavar="OVERRIDE")
     report = commands.add_parser("report", help="table, web page, Markdown report and plots of a results folder")
     report.add_argument("folder", metavar="FOLDER")
     report.add_argument("--figures", metavar="DIR", help="also write every plot of the web page there, as SVG")
@@ -92,6 +100,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _report(parsed.folder, terminal=parsed.terminal, figures=parsed.figures)
     if parsed.command == "compare":
         return _compare(parsed)
+    if parsed.command == "quantize":
+        return _quantize(parsed.folder, parsed.overrides)
     if parsed.command == "lm-eval":
         return _lm_eval(parsed)
     return _sweep(parsed.overrides, command=parsed.command, dry_run=parsed.dry_run)
@@ -125,6 +135,21 @@ def _sweep(overrides: Sequence[str], *, command: str, dry_run: bool) -> int:
     except KeyboardInterrupt:
         print("minivllm: interrupted; finished points are kept, the same command goes on from here", file=sys.stderr)
         return EXIT_INTERRUPTED
+
+
+def _quantize(folder: str, overrides: Sequence[str]) -> int:
+    from experiments.errors import CommandError
+    from experiments.quantize import quantize
+
+    try:
+        print(quantize(folder, overrides))
+    except CommandError as error:
+        print(f"minivllm: {error}", file=sys.stderr)
+        return EXIT_USAGE
+    except OSError as error:
+        print(f"minivllm: {' '.join(str(error).split())}", file=sys.stderr)
+        return EXIT_FAILED
+    return EXIT_OK
 
 
 def _run(plan: SweepPlan, console: Console, *, again: bool) -> int:

@@ -116,9 +116,7 @@ class Unquantized(QuantizationScheme):
         self, name: str, weight: Tensor | QuantizedWeight, bias: Tensor | None, x: Tensor | None = None
     ) -> LinearOp:
         if isinstance(weight, QuantizedWeight):
-            # Kernels know no order: theirs is that of the columns.
-            op = make_quantized_linear(dataclasses.replace(weight, order=None), bias, self.target)
-            return op if weight.order is None else ReorderedLinear(op, weight.order)
+            return self._ready(name, weight, bias)
         if self.weight_dtype is not None:
             from minivllm.quantization.half import HalfLinear
 
@@ -133,6 +131,17 @@ class Unquantized(QuantizationScheme):
 
             return InvariantLinear(weight, bias)
         return InOutLinear(weight, bias) if layout == "in_out" else OutInLinear(weight, bias)
+
+    def _ready(self, name: str, weight: QuantizedWeight, bias: Tensor | None) -> LinearOp:
+        try:
+            # Kernels know no order: theirs is that of the columns.
+            op = make_quantized_linear(dataclasses.replace(weight, order=None), bias, self.target)
+        except ValueError as error:
+            raise ValueError(
+                f"model.path: {name} is {weight.kind} in groups of {weight.group_size} in its checkpoint, which "
+                f"execution.kernels={self.target.kernels} does not compute ({error}): choose execution.kernels=torch"
+            ) from error
+        return op if weight.order is None else ReorderedLinear(op, weight.order)
 
     def _own_layout(self, weight: Tensor) -> str:
         if self.target.kernels == "numba":

@@ -87,7 +87,7 @@ class Selection:
             self.keep(name, weight)
             op = scheme.make_linear(name, weight, bias, x)
         num_bytes = op.weight_bytes - (0 if bias is None else bias.nbytes)
-        if scheme is self.scheme:
+        if name not in self._skipped:
             self._covered = (self._covered[0] + size, self._covered[1] + num_bytes)
         if scheme is not self._plain or isinstance(weight, QuantizedWeight):
             self._quantized = (self._quantized[0] + size, self._quantized[1] + num_bytes)
