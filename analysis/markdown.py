@@ -12,7 +12,7 @@ from analysis.caveats import caveats, environment, is_restless
 from analysis.columns import POINT_KEY
 from analysis.load import Sweep
 from analysis.metrics import DEFINITIONS, METRICS, Metric
-from analysis.naming import VARIANT, axes, format_value, short_names, varying
+from analysis.naming import axes, format_value, short_names, variant_differences, varying
 from analysis.precision_table import PRECISIONS, STAR, table_of
 from analysis.style import MAX_POINTS
 from analysis.summary import failures
@@ -148,8 +148,9 @@ def _swept(sweep: Sweep, points: pd.DataFrame) -> str:
     rows = [(f"`{column.removeprefix('cfg.')}`", _values(firsts[column])) for column in kept]
     tables = [_table(("axis", "values"), rows)] if rows else ["All runs had one and the same configuration."]
     followers = [column for column in varying(sweep) if column not in kept]
-    if VARIANT in kept and followers:
-        tables.append("What each variant changes:\n\n" + _variants(firsts, followers))
+    differences = variant_differences(sweep)
+    if differences:
+        tables.append("What each variant changes:\n\n" + _variants(differences))
     elif followers:
         which = ", ".join(f"`{column.removeprefix('cfg.')}`" for column in followers[:12])
         more = f" and {len(followers) - 12} more" if len(followers) > 12 else ""
@@ -157,18 +158,8 @@ def _swept(sweep: Sweep, points: pd.DataFrame) -> str:
     return "\n\n".join(["## What was swept", counts, *tables])
 
 
-def _variants(firsts: pd.DataFrame, followers: Sequence[str]) -> str:
-    """Each variant, and where its config differs from what most variants have."""
-    shown = {column: firsts[column].map(format_value) for column in followers}
-    usual = {column: values.mode().iloc[0] for column, values in shown.items()}
-    rows = []
-    for place, variant in firsts.drop_duplicates(VARIANT)[VARIANT].items():
-        differs = [
-            f"`{column.removeprefix('cfg.')}={values[place]}`"
-            for column, values in shown.items()
-            if values[place] != usual[column]
-        ]
-        rows.append((format_value(variant), ", ".join(differs) or "nothing"))
+def _variants(differences: Mapping[str, Sequence[str]]) -> str:
+    rows = [(name, ", ".join(f"`{one}`" for one in found) or "nothing") for name, found in differences.items()]
     return _table(("variant", "differs in"), rows)
 
 

@@ -183,3 +183,31 @@ def _key_path(column: str) -> list[str]:
 
 def _is_null(value: Any) -> bool:
     return value is None or value is pd.NA or (isinstance(value, (float, np.floating)) and bool(np.isnan(value)))
+
+
+def variant_differences(sweep: Sweep) -> dict[str, list[str]]:
+    """Each variant, and where its config differs from what most variants have, as `key=value`; none without variants.
+
+    A knob that a variant does not have, or leaves unset, is named only where nothing else is; nor is the class of a
+    member that is named itself.
+    """
+    kept = axes(sweep)
+    followers = [column for column in varying(sweep) if column not in kept]
+    if VARIANT not in kept or not followers:
+        return {}
+    firsts = sweep.runs.drop_duplicates(VARIANT)
+    shown = {column: firsts[column].map(format_value) for column in followers}
+    usual = {column: values.mode().iloc[0] for column, values in shown.items()}
+    found = {}
+    for place, variant in firsts[VARIANT].items():
+        differing = [column for column, values in shown.items() if values[place] != usual[column]]
+        telling = [
+            column
+            for column in differing
+            if not pd.isna(firsts[column][place])
+            and not (column.endswith("._target_") and column.removesuffix("._target_") in differing)
+        ]
+        found[format_value(variant)] = [
+            f"{column.removeprefix('cfg.')}={shown[column][place]}" for column in telling or differing
+        ]
+    return found

@@ -13,7 +13,7 @@ from analysis.columns import OK, POINT_KEY
 from analysis.load import Sweep
 from analysis.markdown import failed_points, measured, range_text
 from analysis.metrics import DEFINITIONS
-from analysis.naming import VARIANT, axes, format_value, short_names, varying
+from analysis.naming import axes, format_value, short_names, variant_differences
 from analysis.page.markup import esc, folded, rich, section, table
 from analysis.plots import shown
 from analysis.summary import numbers
@@ -62,21 +62,13 @@ def swept_line(sweep: Sweep, points: pd.DataFrame) -> str:
 
 def variants_section(sweep: Sweep) -> str:
     """Where each variant's config differs from what most variants have."""
-    kept = axes(sweep)
-    followers = [column for column in varying(sweep) if column not in kept]
-    if VARIANT not in kept or not followers:
+    differences = variant_differences(sweep)
+    if not differences:
         return ""
-    firsts = sweep.runs.drop_duplicates(VARIANT)
-    shown = {column: firsts[column].map(format_value) for column in followers}
-    usual = {column: values.mode().iloc[0] for column, values in shown.items()}
-    rows = []
-    for place, variant in firsts[VARIANT].items():
-        differs = [
-            f"<code>{esc(column.removeprefix('cfg.'))}={esc(values[place])}</code>"
-            for column, values in shown.items()
-            if values[place] != usual[column]
-        ]
-        rows.append((esc(format_value(variant)), ", ".join(differs) or "nothing"))
+    rows = [
+        (esc(name), ", ".join(f"<code>{esc(one)}</code>" for one in found) or "nothing")
+        for name, found in differences.items()
+    ]
     return section(
         "variants", "What each variant changes", table(("variant", "differs in"), rows, left=(0, 1), kind="facts")
     )

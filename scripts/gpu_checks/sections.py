@@ -44,6 +44,7 @@ SECTIONS: dict[str, Plan] = {
     "engine": Plan(module="engine", phase="figures", budget_s=170, piece_s=90, of_engine=True),
     "load": Plan(module="load", phase="figures", budget_s=130, piece_s=110, of_engine=True),
     "transformers": Plan(module="neighbours", phase="figures", budget_s=100, piece_s=100, of_engine=True),
+    "engine-quantized": Plan(module="engine_quantized", phase="figures", budget_s=150, piece_s=60, of_engine=True),
     "tune-decode": Plan(module="tune_decode", phase="tune", budget_s=240, piece_s=200),
     "tune-prefill": Plan(module="tune_prefill", phase="tune", budget_s=240, piece_s=200),
     "tune-matmul": Plan(module="tune_matmul", phase="tune", budget_s=60),

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import analysis
-from analysis.naming import format_value, short_names
+from analysis.naming import format_value, short_names, variant_differences
 
 FCFS, STATIC = "minivllm.scheduler.fcfs.FCFS", "minivllm.scheduler.static.StaticBatching"
 
@@ -145,3 +145,27 @@ def test_names_are_as_short_as_they_can_be_and_unique() -> None:
 )
 def test_values_are_shown_as_one_would_type_them(value: object, text: str) -> None:
     assert format_value(value) == text
+
+
+def test_a_variant_is_told_by_what_it_has_and_not_by_what_it_lacks(
+    tmp_path: Path, make_sweep: Callable[..., Path]
+) -> None:
+    text = {"quantization": "gptq", "quantization._target_": "a.Gptq"}
+    text |= {"quantization.text": "t", "quantization.size": 64}
+    points = [
+        {"variant": "gptq", **text},
+        {"variant": "gptq_32", **text, "quantization.size": 32},
+        {"variant": "gptq_128", **text, "quantization.size": 128},
+        {"variant": "none", "quantization": "none", "quantization._target_": "a.None", "quantization.size": None}
+        | {"quantization.text": None},
+        {"variant": "no_text", **text, "quantization.text": None},
+    ]
+    sweep = analysis.load(make_sweep(tmp_path / "sweep", points))
+    assert variant_differences(sweep) == {
+        "gptq": [],
+        "gptq_32": ["quantization.size=32"],
+        "gptq_128": ["quantization.size=128"],
+        "none": ["quantization=none"],
+        "no_text": ["quantization.text=null"],
+    }
+    assert variant_differences(analysis.load(make_sweep(tmp_path / "other", [{"size": 1}, {"size": 2}]))) == {}
