@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -26,7 +25,7 @@ from minivllm.models.folder import read_json, read_spec, resolve_folder
 from minivllm.models.llama import tensor_shapes
 from minivllm.models.loader import load_model, open_checkpoint, resolve_dtype
 from minivllm.models.quantized.base import is_projection
-from minivllm.models.quantized.compressed_tensors import LINEAR, PACKED, PLAIN
+from minivllm.models.quantized.writing import SAVED, WrittenForm, quantization_config, stored_tensors
 from minivllm.models.rope import interleave_pairs
 from minivllm.models.spec import ModelSpec
 from minivllm.quantization.base import IntegerScheme, LinearTarget, QuantizationScheme
@@ -38,7 +37,6 @@ MAX_SHARD_BYTES = 2 * 10**9
 # Beside the weights: tokenizer, chat template, generation defaults.
 _COPIED = ("*.json", "*.txt", "*.model", "*.jinja")
 _OWN = ("config.json", "model.safetensors.index.json")
-_SAVED = "int4, gptq, awq, int8_weight_only and int8_dynamic"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -82,7 +80,7 @@ def save_quantized(config: EngineConfig, folder: Path, *, max_shard_bytes: int =
     scheme = config.quantization.scheme.make("quantization", QuantizationScheme, target=target)
     if not isinstance(scheme, IntegerScheme):
         raise ValueError(
-            f"quantization={_name(config)}: cannot be saved: has no codes that another engine reads: {_SAVED} can"
+            f"quantization={_name(config)}: cannot be saved: has no codes that another engine reads: {SAVED} can"
         )
     if execution.num_threads is not None:
         torch.set_num_threads(execution.num_threads)
@@ -128,9 +126,9 @@ def _check(config: EngineConfig, folder: Path) -> None:
         raise ValueError("model.weights=random: must be checkpoint where weights are saved")
     name = _name(config)
     if name == "none":
-        raise ValueError(f"quantization=none: leaves nothing to save: choose one of {_SAVED}")
+        raise ValueError(f"quantization=none: leaves nothing to save: choose one of {SAVED}")
     if name in ("nf4", "llm_int8", "fp8"):
-        raise ValueError(f"quantization={name}: cannot be saved: it is made anew at each load: {_SAVED} can")
+        raise ValueError(f"quantization={name}: cannot be saved: it is made anew at each load: {SAVED} can")
     quant_method = read_spec(config.model).quant_method
     if quant_method is not None:
         raise ValueError(
@@ -146,48 +144,6 @@ def _copy_beside(place: Path, folder: Path) -> None:
                 shutil.copyfile(file, folder / file.name)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Form:
-    """A kind of weight; those of one kind are a group of the config. `group_size` None is a whole row."""
-
-    kind: str
-    group_size: int | None
-    symmetric: bool
-    dynamic: bool
-
-    @classmethod
-    def of(cls, weight: QuantizedWeight) -> _Form:
-        by_row = weight.kind == "int8" and weight.scales.shape[1] == 1
-        return cls(
-            kind=weight.kind,
-            group_size=None if by_row else weight.group_size,
-            symmetric=weight.zeros is None,
-            dynamic=weight.dynamic,
-        )
-
-    def __str__(self) -> str:
-        size = "by row" if self.group_size is None else f"in groups of {self.group_size}"
-        return f"{self.kind} {size}{'' if self.symmetric else ' with zeros'}{', 8-bit activations' * self.dynamic}"
-
-    @property
-    def layout(self) -> str:
-        # Engines know 8-bit weights with float activations as packed ones.
-        return PLAIN if self.dynamic else PACKED
-
-    def group(self, targets: list[str]) -> dict[str, Any]:
-        weights = {
-            "num_bits": 4 if self.kind == "int4" else 8,
-            "type": "int",
-            "symmetric": self.symmetric,
-            "strategy": "channel" if self.group_size is None else "group",
-            "group_size": self.group_size,
-            "dynamic": False,
-        }
-        tokens = {"num_bits": 8, "type": "int", "symmetric": True, "strategy": "token", "dynamic": True}
-        inputs = tokens if self.dynamic else None
-        return {"targets": targets, "weights": weights, "input_activations": inputs, "output_activations": None}
-
-
 class CheckpointWriter:
     """Takes a model's final weights, as `load_model(keep=...)` tells of them, and writes them.
 
@@ -199,7 +155,7 @@ class CheckpointWriter:
     """
 
     def __init__(self, source: Checkpoint, spec: ModelSpec, folder: Path, *, max_shard_bytes: int) -> None:
-        self.modules_of: dict[_Form, list[str]] = {}
+        self.modules_of: dict[WrittenForm, list[str]] = {}
         self._source = source
         self._spec = spec
         self._folder = folder
@@ -246,9 +202,9 @@ class CheckpointWriter:
         name = f"{module}.weight"
         self._done.add(name)
         if isinstance(value, QuantizedWeight):
-            for suffix, tensor in _stored(module, value).items():
+            for suffix, tensor in stored_tensors(module, value).items():
                 self._write(f"{module}.{suffix}", tensor)
-            self.modules_of.setdefault(_Form.of(value), []).append(module)
+            self.modules_of.setdefault(WrittenForm.of(value), []).append(module)
         elif name in self._shapes:
             # Else it is a tied head, which is the embedding.
             stored = self._source.stored(name)
@@ -299,7 +255,7 @@ class CheckpointWriter:
             (self._folder / f"{i}.part").rename(self._folder / name)
         if len(names) > 1:
             self._write_index(names)
-        more: dict[str, Any] = {"quantization_config": self._quantization_config()}
+        more: dict[str, Any] = {"quantization_config": quantization_config(self.modules_of, self.ignored)}
         # A quantized head is not the embedding any more.
         if self._spec.tie_word_embeddings and "lm_head" not in self.ignored:
             more["tie_word_embeddings"] = False
@@ -315,21 +271,6 @@ class CheckpointWriter:
         index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
         _write_json(self._folder / "model.safetensors.index.json", index)
 
-    def _quantization_config(self) -> dict[str, Any]:
-        # With several groups each names its modules.
-        only = len(self.modules_of) == 1
-        groups = [form.group([LINEAR] if only else modules) for form, modules in self.modules_of.items()]
-        layouts = {form.layout for form in self.modules_of}
-        assert len(layouts) == 1, "one scheme, one layout"
-        return {
-            "quant_method": "compressed-tensors",
-            "format": layouts.pop(),
-            "quantization_status": "compressed",
-            "config_groups": {f"group_{i}": group for i, group in enumerate(groups)},
-            "ignore": self.ignored,
-            "kv_cache_scheme": None,
-        }
-
 
 def _write_json(file: Path, value: dict[str, Any]) -> None:
     file.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
@@ -344,29 +285,3 @@ def _rows(value: Tensor | QuantizedWeight, rows: Tensor) -> Tensor | QuantizedWe
     if isinstance(value, QuantizedWeight):
         return value.rows(rows.to(value.codes.device))
     return value.index_select(0, rows.to(value.device))
-
-
-def _stored(module: str, weight: QuantizedWeight) -> dict[str, Tensor]:
-    """The tensors that stand for a weight, by suffix; see `models.quantized.compressed_tensors`."""
-    assert weight.order is None, "of our own making"
-    if weight.kind not in ("int4", "int8"):
-        raise ValueError(f"quantization: {module} is in {weight.kind}, which cannot be saved: {_SAVED} can")
-    if weight.dynamic:
-        return {"weight": weight.codes.clone(), "weight_scale": weight.scales.clone()}
-    codes = weight.codes if weight.kind == "int4" else weight.codes.view(torch.uint8) ^ 0x80
-    tensors = {
-        "weight_packed": _words(codes, weight.bits),
-        "weight_scale": weight.scales.clone(),
-        "weight_shape": torch.tensor(weight.shape),
-    }
-    if weight.zeros is not None:
-        tensors["weight_zero_point"] = _words(weight.zeros.t(), 4).t()
-    return tensors
-
-
-def _words(codes: Tensor, bits: int) -> Tensor:
-    """[n, m] uint8 -> [n, ceil(m * bits / 32)] int32, the first code in the lowest bits."""
-    codes = F.pad(codes, (0, -codes.shape[1] % (32 // bits))).contiguous()
-    if bits == 4:
-        codes = codes[:, ::2] | codes[:, 1::2] << 4
-    return codes.view(torch.int32)

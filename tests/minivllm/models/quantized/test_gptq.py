@@ -292,3 +292,16 @@ def test_sizes_that_do_not_fill_words_are_named(
         f"{tmp_path}/m/config.json: model.layers.0.mlp.gate_proj has 50 outputs: must be a multiple of 8, as many as a "
         "word of gptq holds in 4 bits"
     )
+
+
+def test_groups_that_kernels_do_not_compute_are_refused_by_projection(write: Callable[..., Any]) -> None:
+    from minivllm import LLM
+
+    folder, _, _ = write(_config())
+    with pytest.raises(ValueError) as caught:
+        LLM(str(folder), kernels="numba")
+    message = str(caught.value)
+    assert message.startswith(
+        "model.path: layers.0.qkv is int4 in groups of 16 in its checkpoint, which execution.kernels"
+    )
+    assert message.endswith("choose execution.kernels=torch") and "\n" not in message
