@@ -99,7 +99,7 @@ def _beyond_peaks(finished: pd.DataFrame) -> list[str]:
     made = []
     for what, why in (
         ("mbu", "the model fits into a cache, or the peak was measured while something else ran"),
-        ("mfu", "the peak was measured while something else ran"),
+        ("mfu", "products of 8-bit integers are not bound by a peak of floats, or it was measured beside other work"),
     ):
         beyond = int(numbers(column_of(finished, f"{what}_fraction")).gt(1).sum())
         if beyond:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from minivllm.config import require
@@ -16,32 +17,52 @@ _BLOCK_SIZES = (64, 128, 256, 512, 1024, 2048, 4096)
 
 
 class Nf4Linear:
-    """`matmul_4bit` over one weight."""
+    """`Linear4bit` over one weight.
 
-    __slots__ = ("_bias", "_bitsandbytes", "_codes", "_state")
+    On a CPU that multiplies bfloat16 its own fast kernel wants that; elsewhere it computes in the activations' dtype.
+    """
+
+    __slots__ = ("_bias", "_layer")
 
     look_up = None
 
     def __init__(
         self, bitsandbytes: Any, weight: Tensor, bias: Tensor | None, *, block_size: int, double: bool
     ) -> None:
-        self._bitsandbytes = bitsandbytes
-        self._codes, self._state = bitsandbytes.functional.quantize_4bit(
-            weight.contiguous(), blocksize=block_size, quant_type="nf4", compress_statistics=double
+        num_outputs, num_inputs = weight.shape
+        # Made without memory: its own weights would be thrown away.
+        layer = bitsandbytes.nn.Linear4bit(num_inputs, num_outputs, bias=False, quant_type="nf4", device="meta")
+        fast = weight.device.type == "cpu" and layer.support_avx512bf16_for_cpu
+        layer.compute_dtype, layer.compute_type_is_set = torch.bfloat16 if fast else weight.dtype, True
+        layer.weight = bitsandbytes.nn.Params4bit(
+            weight.contiguous(),
+            requires_grad=False,
+            blocksize=block_size,
+            compress_statistics=double,
+            quant_type="nf4",
+            module=layer,
         )
+        # It is quantized on its way to a device.
+        self._layer = layer.to(weight.device).eval()
+        # The layer would round it.
         self._bias = bias
+        if fast:
+            # It lays the weight out for that kernel at its first call.
+            with torch.inference_mode():
+                self._layer(torch.zeros(1, num_inputs))
 
     @property
     def weight_bytes(self) -> int:
-        state = self._state
-        held = [self._codes, state.absmax, self._bias]
+        weight = self._layer.weight
+        state = weight.quant_state
+        held = [weight.data, state.absmax, self._bias]
         if state.nested:
             held += [state.offset, state.state2.absmax]
         return sum(tensor.nbytes for tensor in held if tensor is not None)
 
     def __call__(self, x: Tensor) -> Tensor:
-        y: Tensor = self._bitsandbytes.matmul_4bit(x, self._codes.t(), quant_state=self._state, bias=self._bias)
-        return y
+        y: Tensor = self._layer(x)
+        return y if self._bias is None else y + self._bias
 
 
 class Nf4(QuantizationScheme):

@@ -102,7 +102,8 @@ def test_bitsandbytes_products_are_those_of_what_it_stores(num_rows: int) -> Non
         op = _make_scheme("nf4", double_quantization=double).make_linear("layers.0.o", weight.clone(), bias)
         codes, state = functional.quantize_4bit(weight, blocksize=64, quant_type="nf4", compress_statistics=double)
         wanted = x @ functional.dequantize_4bit(codes, state).T + bias
-        torch.testing.assert_close(op(x), wanted, atol=1e-4, rtol=0)
+        # In bfloat16 where the processor multiplies that.
+        torch.testing.assert_close(op(x), wanted, atol=2e-2, rtol=0)
         assert op.weight_bytes - bias.nbytes <= 64 * 128 / 2 + (64 * 128 / 64) * (1.1 if double else 4) + 1100
     op = _make_scheme("llm_int8").make_linear("layers.0.o", weight.clone(), bias)
     torch.testing.assert_close(op(x), x @ weight.T + bias, atol=3e-2, rtol=0)
