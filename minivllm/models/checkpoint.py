@@ -97,6 +97,8 @@ class Checkpoint:
                 # A bias that the model has comes after its weight, and is more than one that may be there.
                 wanted[name] = Stored(shape=shape, dtypes=FLOATS)
         self._check(wanted, tied_head)
+        modules = [name.removesuffix(".weight") for name in shapes if is_projection(name)]
+        check_alike({module: self._forms.get(module) for module in modules}, str(folder), self.stored)
         if tied_head and "lm_head.weight" in self._entries:
             self._check_tied_head()
         for name, stored in wanted.items():
@@ -107,15 +109,14 @@ class Checkpoint:
                 )
 
     def _find_forms(self) -> dict[str, Form]:
-        if self._packing is None:
-            return {}
-        forms: dict[str, Form | None] = {}
+        forms: dict[str, Form] = {}
         for name, shape in self._shapes.items():
-            if is_projection(name):
+            if self._packing is not None and is_projection(name):
                 module, (num_outputs, num_inputs) = name.removesuffix(".weight"), shape
-                forms[module] = self._packing.form(module, (num_outputs, num_inputs), self._entries)
-        check_alike(forms, str(self._folder), self.stored)
-        return {module: form for module, form in forms.items() if form is not None}
+                form = self._packing.form(module, (num_outputs, num_inputs), self._entries)
+                if form is not None:
+                    forms[module] = form
+        return forms
 
     def _check(self, wanted: Mapping[str, Stored], tied_head: bool) -> None:
         missing = [name for name, stored in wanted.items() if stored.need == "required" and name not in self._entries]

@@ -54,7 +54,7 @@ class CompressedTensors(Format):
             self._group_of |= dict.fromkeys(group.targets, group)
 
     def form(self, module: str, shape: tuple[int, int], headers: Mapping[str, Header]) -> Form | None:
-        if any(_names_it(target, module) for target in (*self._ignored,)):
+        if any(_names_it(target, module) for target in self._ignored):
             return None
         # The most special target counts: a name, then an expression, then the class.
         targets = sorted(self._group_of, key=lambda target: (target == LINEAR, target.startswith("re:")))
