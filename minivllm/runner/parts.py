@@ -145,9 +145,10 @@ def find_kernels(config: EngineConfig) -> str:
 
 
 def _check_weights_fit(config: EngineConfig, dtype: torch.dtype) -> None:
-    shapes = tensor_shapes(read_spec(config.model))
-    # What is quantized takes a quarter or more.
-    share = 0.25 if config.quantization.is_lossy else 1.0
+    spec = read_spec(config.model)
+    shapes = tensor_shapes(spec)
+    # What is quantized, now or in the checkpoint, takes a quarter or more.
+    share = 0.25 if config.quantization.is_lossy or spec.quant_method else 1.0
     needed = dtype.itemsize * sum(
         math.prod(shape) * (share if ".layers." in name else 1.0) for name, shape in shapes.items()
     )
