@@ -27,9 +27,7 @@ def _check(monkeypatch: pytest.MonkeyPatch, folder: Path, share: float, **option
 def test_weights_that_do_not_fit_are_one_line_with_a_choice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = save_tiny_llama(tmp_path)
     _check(monkeypatch, folder, 1.01)
-    with pytest.raises(
-        ValueError, match=r"^model\.path='.*': its weights take .* choose a smaller model, or exec"
-    ):
+    with pytest.raises(ValueError, match=r"^model\.path='.*': its weights take .* choose a smaller model, or exec"):
         _check(monkeypatch, folder, 0.99)
 
 
