@@ -262,13 +262,71 @@ class QuantizationConfig:
         """
         if name == "none":
             return cls(scheme=Component(target=_UNQUANTIZED, kwargs=kwargs), skip=skip)
-        class_name = "".join(part.capitalize() for part in name.split("_"))
-        return cls(scheme=Component(target=f"minivllm.quantization.{name}.{class_name}", kwargs=kwargs), skip=skip)
+        return cls(scheme=_of_ours("minivllm.quantization", name, kwargs), skip=skip)
 
     @property
     def is_lossy(self) -> bool:
         """Whether weights may not be those of the checkpoint."""
         return self.scheme.target != _UNQUANTIZED or self.scheme.kwargs.get("weight_dtype") is not None
+
+
+_SYNTHETIC = "minivllm.speculation.synthetic.Synthetic"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SpeculationConfig:
+    """Speculative decoding: who drafts, and how much.
+
+    Args:
+        drafter: a `Drafter`; None is off.
+        num_draft_tokens: most drafts of a request in a step; for a tree, all of its nodes.
+        length: a `DraftLengthPolicy`, which chooses in each step how many of them are worth their cost.
+        sample_drafts: draw drafts from the drafter's own distribution where the request samples, and accept them by
+            rejection sampling (arXiv 2211.17192); False drafts what is likeliest, and accepts what the target's own
+            draw agrees with, so that a seeded request gets the very tokens that it gets without speculation.
+    """
+
+    drafter: Component | None = None
+    num_draft_tokens: int = 4
+    length: Component = Component(target="minivllm.speculation.lengths.fixed.Fixed")
+    sample_drafts: bool = True
+
+    def __post_init__(self) -> None:
+        require(_count(self.num_draft_tokens), "speculation.num_draft_tokens", self.num_draft_tokens, "1 or more")
+        require(isinstance(self.sample_drafts, bool), "speculation.sample_drafts", self.sample_drafts, "true or false")
+
+    @property
+    def enabled(self) -> bool:
+        return self.drafter is not None
+
+    @property
+    def keeps_text(self) -> bool:
+        """False where acceptance is made up, so that the text means nothing."""
+        return self.drafter is None or self.drafter.target != _SYNTHETIC
+
+    @classmethod
+    def named(
+        cls, name: str, *, num_draft_tokens: int = 4, sample_drafts: bool = True, length: str = "fixed", **kwargs: Any
+    ) -> SpeculationConfig:
+        """A drafter of ours: `ngram` is `minivllm.speculation.ngram.Ngram`; `off` is none.
+
+        Args:
+            name: of the drafter's module.
+            num_draft_tokens, sample_drafts: as in the class.
+            length: name of the policy's module, `fixed` or `adaptive`.
+            kwargs: what the drafter is made with.
+        """
+        return cls(
+            drafter=None if name == "off" else _of_ours("minivllm.speculation", name, kwargs),
+            num_draft_tokens=num_draft_tokens,
+            sample_drafts=sample_drafts,
+            length=_of_ours("minivllm.speculation.lengths", length, {}),
+        )
+
+
+def _of_ours(package: str, name: str, kwargs: Mapping[str, Any]) -> Component:
+    class_name = "".join(part.capitalize() for part in name.split("_"))
+    return Component(target=f"{package}.{name}.{class_name}", kwargs=kwargs)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -280,6 +338,27 @@ class EngineConfig:
     cache: CacheConfig = CacheConfig()
     execution: ExecutionConfig = ExecutionConfig()
     quantization: QuantizationConfig = QuantizationConfig()
+    speculation: SpeculationConfig = SpeculationConfig()
+
+    def __post_init__(self) -> None:
+        if not self.speculation.enabled:
+            return
+        overlap = self.execution.overlap
+        require(
+            not overlap,
+            "execution.overlap",
+            overlap,
+            "null or false with speculation: how far a step got is known late",
+        )
+        reuse = self.cache.reuse_kv
+        require(
+            reuse, "cache.reuse_kv", reuse, "true with speculation: drafts are verified against the K/V in the cache"
+        )
+
+    @property
+    def overlaps(self) -> bool:
+        """Whether a step is scheduled and launched before the one before is waited for."""
+        return self.execution.overlaps and not self.speculation.enabled
 
     @property
     def lossy_parts(self) -> tuple[str, ...]:
@@ -289,7 +368,8 @@ class EngineConfig:
     @classmethod
     def from_flat(cls, **options: Any) -> EngineConfig:
         """Build from keyword arguments named like the fields of the parts; no name stands in two parts but `seed`,
-        which is the execution's. `quantization` is the name of a scheme, or a `QuantizationConfig`.
+        which is the execution's. `quantization` is the name of a scheme, or a `QuantizationConfig`; `speculation` the
+        name of a drafter, or a `SpeculationConfig`.
 
         Raises:
             ValueError: a name that no part has, with the names that exist.
@@ -303,13 +383,22 @@ class EngineConfig:
             quantization,
             "the name of a scheme or a QuantizationConfig",
         )
+        speculation = options.pop("speculation", None) or SpeculationConfig()
+        if isinstance(speculation, str):
+            speculation = SpeculationConfig.named(speculation)
+        require(
+            isinstance(speculation, SpeculationConfig),
+            "speculation",
+            speculation,
+            "the name of a drafter or a SpeculationConfig",
+        )
         parts = {"model": ModelConfig, "scheduler": SchedulerConfig, "cache": CacheConfig, "execution": ExecutionConfig}
         owner = {f.name: part for part, kind in parts.items() for f in dataclasses.fields(kind)}
         sorted_out: dict[str, dict[str, Any]] = {part: {} for part in parts}
-        known = ", ".join(sorted([*owner, "quantization"]))
+        known = ", ".join(sorted([*owner, "quantization", "speculation"]))
         for name, value in options.items():
             if name not in owner:
                 raise ValueError(f"LLM({name}={value!r}): no such option; there are {known}")
             sorted_out[owner[name]][name] = value
         made = {part: kind(**sorted_out[part]) for part, kind in parts.items()}
-        return cls(**made, quantization=quantization)
+        return cls(**made, quantization=quantization, speculation=speculation)

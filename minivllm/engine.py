@@ -20,7 +20,7 @@ from minivllm.runner.base import Launched, MemoryReport, Runner
 from minivllm.sampling.random import continuation_seed
 from minivllm.sampling_params import SamplingParams
 from minivllm.scheduler.base import SchedulingPolicy
-from minivllm.scheduler.draft import Commit
+from minivllm.scheduler.builder import Commit
 from minivllm.scheduler.scheduler import Scheduler
 
 
@@ -42,7 +42,7 @@ class Engine:
         self._pool = BlockPool(runner.num_blocks, eviction)
         self._tables = BlockTables(self._pool, config.cache.block_size, config.cache.prefix_caching)
         self.scheduler = Scheduler(config.scheduler, policy, self._tables, reuse_kv=config.cache.reuse_kv)
-        self._overlap = config.execution.overlaps
+        self._overlap = config.overlaps
         # The step that runs while the next one is made, where steps overlap.
         self._ahead: tuple[StepPlan, Launched] | None = None
         self._next_request_id = 0

@@ -48,6 +48,8 @@ class Chunk:
     num_tokens: int
     # True when the chunk reaches the newest token, so that its last logits are sampled from.
     samples: bool
+    # Drafts that may follow the newest token and be verified in the same pass; a drafter may find fewer.
+    num_draft_tokens: int = 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -69,7 +71,11 @@ class StepPlan:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SampledTokens:
-    """What came of one sampling chunk: one token, or several with speculation."""
+    """What came of one sampling chunk: one token, or the accepted drafts and one token more.
+
+    `token_ids` of a chunk that drafted are the accepted drafts, then the target's own token: the correction of the
+    first rejected draft, or a bonus where none was.
+    """
 
     request_id: int
     token_ids: tuple[int, ...]
@@ -77,6 +83,13 @@ class SampledTokens:
     logprobs: tuple[dict[int, float], ...] = ()
     # Set, with no tokens, when the logits were not finite.
     error: str | None = None
+    # Drafts that were verified, and how many of them lie on the longest path: as many, but for a tree.
+    num_draft_tokens: int = 0
+    draft_depth: int = 0
+
+    @property
+    def num_accepted_tokens(self) -> int:
+        return len(self.token_ids) - 1 if self.num_draft_tokens and self.token_ids else 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -84,11 +97,14 @@ class StepResult:
     """The samples of a step, in the order of the plan's sampling chunks.
 
     `device_s` is how long the device was busy with it, None where that is not told apart; `num_compilations` counts
-    the kernels that had to be compiled for it, 0 once the runner is warm.
+    the kernels that had to be compiled for it, 0 once the runner is warm. `draft_s` is the time it took to draft, and
+    `verify_s` that of all the rest of the step; None where nothing was drafted.
     """
 
     samples: tuple[SampledTokens, ...]
     device_s: float | None = None
+    draft_s: float | None = None
+    verify_s: float | None = None
     num_compilations: int = 0
 
 
@@ -122,6 +138,10 @@ class StepReport:
     num_recomputed_tokens: int
     num_draft_tokens: int = 0
     num_accepted_tokens: int = 0
+    # Requests whose drafts were verified, and the parts of the step; None where there were none.
+    num_verifications: int = 0
+    draft_s: float | None = None
+    verify_s: float | None = None
     num_compilations: int = 0
     # (request_id, new tokens) of every request that got some, and the ids of those that ended.
     emitted: tuple[tuple[int, tuple[int, ...]], ...] = ()

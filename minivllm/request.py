@@ -69,6 +69,38 @@ class RequestView(Protocol):
     def is_prefill(self) -> bool: ...
 
 
+class Speculated:
+    """What became of a request's drafts.
+
+    A position is a draft's distance from the newest token, 1 for the first: `proposed[i]`, `evaluated[i]` and
+    `accepted[i]` count verifications whose drafts reached position i + 1, where the verdict fell on a draft there (all
+    before it were accepted), and where that was accepted. What lies behind a rejected draft was never evaluated.
+    """
+
+    __slots__ = ("accepted", "evaluated", "num_accepted_tokens", "num_draft_tokens", "num_verifications", "proposed")
+
+    def __init__(self) -> None:
+        self.num_verifications = 0
+        self.num_draft_tokens = 0
+        self.num_accepted_tokens = 0
+        self.proposed: list[int] = []
+        self.evaluated: list[int] = []
+        self.accepted: list[int] = []
+
+    def add(self, num_draft_tokens: int, draft_depth: int, num_accepted_tokens: int) -> None:
+        """One verification of drafts, `draft_depth` of them on the longest path."""
+        assert 0 <= num_accepted_tokens <= draft_depth <= num_draft_tokens
+        self.num_verifications += 1
+        self.num_draft_tokens += num_draft_tokens
+        self.num_accepted_tokens += num_accepted_tokens
+        for counts in (self.proposed, self.evaluated, self.accepted):
+            counts.extend([0] * (draft_depth - len(counts)))
+        for i in range(draft_depth):
+            self.proposed[i] += 1
+            self.evaluated[i] += i <= num_accepted_tokens
+            self.accepted[i] += i < num_accepted_tokens
+
+
 class Request:
     """One sequence on its way through the engine.
 
@@ -105,6 +137,7 @@ class Request:
         "num_cached_tokens",
         "num_computed_tokens",
         "num_preemptions",
+        "speculated",
         "num_prompt_tokens",
         "num_recomputed_tokens",
         "num_tokens",
@@ -158,6 +191,7 @@ class Request:
         self.num_cached_tokens = 0
         self.num_preemptions = 0
         self.num_recomputed_tokens = 0
+        self.speculated = Speculated()
 
         self.status = RequestStatus.WAITING
         self.finish_reason: FinishReason | None = None

@@ -36,6 +36,23 @@ class PackedBatch:
     block_table: np.ndarray
     # [num_samples] int64, packed indices of the tokens whose logits are sampled from
     sample_indices: Tensor
+    # Where some request's queries are a tree of drafts.
+    trees: TreeQueries | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TreeQueries:
+    """Requests whose queries are a tree: the newest token is its root, then come drafts, parents before children.
+
+    Their K/V lie side by side after what was computed before, in the order of the queries, whatever their positions
+    (which are depths) are. A query sees all that was computed before, its ancestors and itself.
+    """
+
+    # [R] bool
+    is_tree: np.ndarray
+    # [N] uint64: bit j stands for the j-th query of the same request; no meaning for a request that is no tree. So a
+    # tree has at most 64 queries.
+    seen: np.ndarray
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -21,7 +21,7 @@ from minivllm.config import SchedulerConfig
 from minivllm.plan import Chunk, NewRow, StepPlan, StepResult, TableUpdate
 from minivllm.request import FinishReason, Request, RequestStatus
 from minivllm.scheduler.base import Allotment, PolicyError, SchedulerState, SchedulingPolicy
-from minivllm.scheduler.draft import Commit, Draft
+from minivllm.scheduler.builder import Commit, PlanBuilder
 
 
 class Scheduler:
@@ -95,24 +95,24 @@ class Scheduler:
             num_blocks=self.tables.pool.num_blocks,
             block_size=self.tables.block_size,
         )
-        draft = Draft(self.config.max_num_batched_tokens)
+        builder = PlanBuilder(self.config.max_num_batched_tokens)
         for allotment in self._checked(self.policy.plan(state, now_s)):
             request = self._requests[allotment.request.request_id]
             if request.status is RequestStatus.RUNNING:
-                self._serve(request, allotment.num_tokens, draft, now_s)
-            elif not draft.closed:
-                self._admit(request, allotment.num_tokens, draft, now_s)
-        if not draft.chunks and self._requests and not any(r.has_pending_token for r in self._requests.values()):
+                self._serve(request, allotment.num_tokens, builder, now_s)
+            elif not builder.closed:
+                self._admit(request, allotment.num_tokens, builder, now_s)
+        if not builder.chunks and self._requests and not any(r.has_pending_token for r in self._requests.values()):
             self._break("progress", f"nothing is scheduled while {len(self._requests)} requests are unfinished")
         released, self._released = tuple(self._released), []
         self._step += 1
         return StepPlan(
             step=self._step,
             released=released,
-            new_rows=tuple(draft.new_rows),
-            table_updates=tuple(draft.updates),
-            copies=tuple(draft.copies),
-            chunks=tuple(draft.chunks),
+            new_rows=tuple(builder.new_rows),
+            table_updates=tuple(builder.updates),
+            copies=tuple(builder.copies),
+            chunks=tuple(builder.chunks),
         )
 
     def _checked(self, plan: Sequence[Allotment]) -> Sequence[Allotment]:
@@ -139,47 +139,47 @@ class Scheduler:
     def _break(self, rule: str, what: str) -> NoReturn:
         raise PolicyError(f"scheduler={type(self.policy).__name__}: breaks the rule of {rule}: {what}")
 
-    def _chunk_size(self, remaining: int, wanted: int | None, draft: Draft) -> int:
+    def _chunk_size(self, remaining: int, wanted: int | None, builder: PlanBuilder) -> int:
         """Tokens to run now; 0 where the budget does not allow it."""
-        if not self.config.chunked_prefill and remaining > draft.budget:
+        if not self.config.chunked_prefill and remaining > builder.budget:
             # A prompt beyond the whole budget runs in one step, alone.
-            alone = not draft.chunks and remaining > self.config.max_num_batched_tokens
+            alone = not builder.chunks and remaining > self.config.max_num_batched_tokens
             return remaining if alone else 0
-        return min(remaining, draft.budget, remaining if wanted is None else wanted)
+        return min(remaining, builder.budget, remaining if wanted is None else wanted)
 
-    def _fits_kind(self, request: Request, draft: Draft) -> bool:
-        return self.policy.mixed_steps or draft.kind is None or draft.kind == request.is_prefill
+    def _fits_kind(self, request: Request, builder: PlanBuilder) -> bool:
+        return self.policy.mixed_steps or builder.kind is None or builder.kind == request.is_prefill
 
-    def _serve(self, request: Request, wanted: int | None, draft: Draft, now_s: float) -> None:
+    def _serve(self, request: Request, wanted: int | None, builder: PlanBuilder, now_s: float) -> None:
         """Give a running request its next tokens; preempt where there is no block for them."""
-        if not self._fits_kind(request, draft):
+        if not self._fits_kind(request, builder):
             return
-        num_tokens = self._chunk_size(request.num_tokens - request.num_computed_tokens, wanted, draft)
+        num_tokens = self._chunk_size(request.num_tokens - request.num_computed_tokens, wanted, builder)
         if num_tokens == 0:
             return
         end = request.num_computed_tokens + num_tokens
         needed = self.tables.blocks_to_grow(request.request_id, end)
         while needed > self.tables.pool.num_available:
-            victim = self._victim(draft, now_s)
+            victim = self._victim(builder, now_s)
             self._preempt(victim)
             # Whoever was just put out would be let in again at once.
-            draft.closed = True
+            builder.closed = True
             if victim is request:
                 return
         if needed:
             first = len(self.tables.table(request.request_id))
             block_ids = self.tables.grow(request.request_id, end)
-            draft.updates.append(TableUpdate(request_id=request.request_id, first=first, block_ids=block_ids))
-        self._add_chunk(request, num_tokens, draft)
+            builder.updates.append(TableUpdate(request_id=request.request_id, first=first, block_ids=block_ids))
+        self._add_chunk(request, num_tokens, builder)
 
-    def _admit(self, request: Request, wanted: int | None, draft: Draft, now_s: float) -> None:
+    def _admit(self, request: Request, wanted: int | None, builder: PlanBuilder, now_s: float) -> None:
         """Let a waiting request in: a seat, and blocks for all of its known tokens, so that a chunked prefill that
         has begun never waits for memory."""
-        if not self._fits_kind(request, draft):
+        if not self._fits_kind(request, builder):
             return
         if request.has_pending_token:
             # Preempted a moment ago: a row is made of known tokens only.
-            draft.closed = True
+            builder.closed = True
             return
         parent = self._requests.get(request.parent_id) if request.parent_id is not None and self.reuse_kv else None
         if parent is not None and parent.status is RequestStatus.ENDING:
@@ -189,26 +189,26 @@ class Scheduler:
             # Its prompt is being computed by the first of the siblings: wait and share.
             return
         shared, num_kept = self._shareable(request, parent)
-        num_tokens = self._chunk_size(request.num_tokens - num_kept, wanted, draft)
+        num_tokens = self._chunk_size(request.num_tokens - num_kept, wanted, builder)
         if num_tokens == 0:
-            draft.closed = True
+            builder.closed = True
             return
         while not self._has_room(request, shared, num_kept):
-            if not self.policy.preemptive or len(self.running) <= len(draft.scheduled):
-                draft.closed = True
+            if not self.policy.preemptive or len(self.running) <= len(builder.scheduled):
+                builder.closed = True
                 return
-            victim = self._victim(draft, now_s)
+            victim = self._victim(builder, now_s)
             if victim is parent or self.policy.key(victim, now_s) <= self.policy.key(request, now_s):
-                draft.closed = True
+                builder.closed = True
                 return
             self._preempt(victim)
             # Its blocks may have been among the shared ones, or have become so.
             shared, num_kept = self._shareable(request, parent)
-            num_tokens = self._chunk_size(request.num_tokens - num_kept, wanted, draft)
+            num_tokens = self._chunk_size(request.num_tokens - num_kept, wanted, builder)
 
         request_id = request.request_id
         self.tables.open(request_id, shared, request.num_tokens, num_kept)
-        draft.copies.extend(self.tables.unshare(request_id, num_kept, request.num_tokens))
+        builder.copies.extend(self.tables.unshare(request_id, num_kept, request.num_tokens))
         for block_id in shared:
             self.tables.pool.record_hit(block_id)
         del self.waiting[request_id]
@@ -219,7 +219,7 @@ class Scheduler:
             request.first_scheduled_s = now_s
             # What the cache gave; blocks of a sibling are no hit.
             request.num_cached_tokens = num_kept if parent is None else 0
-        draft.new_rows.append(
+        builder.new_rows.append(
             NewRow(
                 request_id=request_id,
                 token_ids=tuple(request.token_ids),
@@ -229,8 +229,8 @@ class Scheduler:
             )
         )
         table = tuple(self.tables.table(request_id))
-        draft.updates.append(TableUpdate(request_id=request_id, first=0, block_ids=table))
-        self._add_chunk(request, num_tokens, draft)
+        builder.updates.append(TableUpdate(request_id=request_id, first=0, block_ids=table))
+        self._add_chunk(request, num_tokens, builder)
 
     def _shareable(self, request: Request, parent: Request | None) -> tuple[list[int], int]:
         """Blocks that a waiting request can take over, and how many of their positions it keeps as they are."""
@@ -249,17 +249,17 @@ class Scheduler:
         needed = self.tables.blocks_to_open(shared, request.num_tokens, num_kept)
         return needed + watermark <= self.tables.pool.num_available
 
-    def _add_chunk(self, request: Request, num_tokens: int, draft: Draft) -> None:
+    def _add_chunk(self, request: Request, num_tokens: int, builder: PlanBuilder) -> None:
         start = request.num_computed_tokens
         samples = start + num_tokens == request.num_tokens
-        if draft.kind is None:
-            draft.kind = request.is_prefill
-        draft.chunks.append(Chunk(request_id=request.request_id, start=start, num_tokens=num_tokens, samples=samples))
-        draft.scheduled.add(request.request_id)
-        draft.budget -= num_tokens
+        if builder.kind is None:
+            builder.kind = request.is_prefill
+        builder.chunks.append(Chunk(request_id=request.request_id, start=start, num_tokens=num_tokens, samples=samples))
+        builder.scheduled.add(request.request_id)
+        builder.budget -= num_tokens
 
-    def _victim(self, draft: Draft, now_s: float) -> Request:
-        candidates = [r for r in self.running if r.request_id not in draft.scheduled]
+    def _victim(self, builder: PlanBuilder, now_s: float) -> Request:
+        candidates = [r for r in self.running if r.request_id not in builder.scheduled]
         chosen = self.policy.victim(candidates, now_s)
         victim = self._requests.get(chosen.request_id)
         if victim is None or victim not in candidates:

@@ -15,7 +15,7 @@ class Commit:
     finished: tuple[int, ...] = ()
 
 
-class Draft:
+class PlanBuilder:
     """A plan in the making: only `schedule` sees it."""
 
     __slots__ = ("budget", "chunks", "closed", "copies", "kind", "new_rows", "scheduled", "updates")

@@ -1,0 +1,1 @@
+"""How many drafts are worth their cost: one policy a file."""
