@@ -295,10 +295,29 @@ class Llama:
         attend: Attend,
         on_layer: Callable[[int, Tensor], None] | None = None,
     ) -> Tensor:
+        return self.run_layers(self.embed(token_ids), positions, attend, on_layer=on_layer)
+
+    def run_layers(
+        self,
+        residual: Tensor,
+        positions: Tensor,
+        attend: Attend,
+        first: int = 0,
+        end: int | None = None,
+        on_layer: Callable[[int, Tensor], None] | None = None,
+    ) -> Tensor:
+        """Layers [first, end) of the decoder; all the rest where `end` is None.
+
+        Args:
+            residual: [N, C], the residual stream before them (the embedding before the first), brought up to date.
+            positions, attend, on_layer: as in `forward`.
+
+        Returns:
+            [N, C]: the stream after them, through the norm that comes next: that of layer `end`, or the final one.
+        """
         at = self.layers[0].rotary.at(positions)
-        residual = self.embed(token_ids)
-        x = self.layers[0].input_norm(residual)
-        for index, (layer, next_norm) in enumerate(self._layers_and_next_norms):
+        x = self.layers[first].input_norm(residual)
+        for index, (layer, next_norm) in enumerate(self._layers_and_next_norms[first:end], start=first):
             qkv = layer.qkv(x)
             x = layer.post_norm.add(layer.o(attend(qkv, index, layer.rotary, at)), residual)
             x = layer.down(self._silu_and_mul(layer.gate_up(x)))

@@ -33,7 +33,7 @@ class DraftRequest:
     num_draft_tokens: int
 
 
-class Drafter(ABC):
+class Drafter:
     """Base of all drafters.
 
     Args:
@@ -53,7 +53,7 @@ class Drafter(ABC):
         """The request ended, or was preempted: nothing about it needs to be kept. Unknown ids are left alone."""
 
 
-class HostDrafter(Drafter):
+class HostDrafter(Drafter, ABC):
     """A drafter that looks at tokens alone."""
 
     @abstractmethod
