@@ -14,12 +14,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from minivllm.attention.base import PackedBatch
 from minivllm.config import require
 from minivllm.runner.forward import attend_of
 from minivllm.speculation.base import DraftRequest
 from minivllm.speculation.chain import ChainDrafter
 from minivllm.speculation.model import DraftHost, Resume
+from minivllm.speculation.paged import pack_drafts
 from minivllm.speculation.target import DraftTarget
 
 
@@ -48,18 +48,13 @@ class EarlyExit(ChainDrafter):
 
     def begin(self, requests: Sequence[DraftRequest], host: DraftHost) -> Tensor:
         self._passes = []
-        rows, places = _rows(requests), np.array([request.num_tokens - 1 for request in requests], dtype=np.int64)
-        return self._run(host.token_ids(rows, places), requests, rows, places, host)
+        rows = np.array([request.row for request in requests], dtype=np.int64)
+        newest = np.array([request.num_tokens - 1 for request in requests], dtype=np.int64)
+        return self.advance(host.token_ids(rows, newest), requests, 0, host)
 
     def advance(self, token_ids: Tensor, requests: Sequence[DraftRequest], offset: int, host: DraftHost) -> Tensor:
-        places = np.array([request.num_tokens - 1 + offset for request in requests], dtype=np.int64)
-        return self._run(token_ids, requests, _rows(requests), places, host)
-
-    def _run(
-        self, token_ids: Tensor, requests: Sequence[DraftRequest], rows: np.ndarray, places: np.ndarray, host: DraftHost
-    ) -> Tensor:
         model = self.target.model
-        batch = one_token_each(token_ids, rows, places, host)
+        batch = pack_drafts(token_ids, requests, offset, host)
         residual = model.embed(token_ids)
         model.run_layers(residual, batch.positions, attend_of(host.attention, batch), 0, self._num_layers)
         self._passes.append((requests, residual))
@@ -80,21 +75,3 @@ class EarlyExit(ChainDrafter):
             at = torch.tensor([place[request.request_id] for request in active], device=first.device)
             streams[:, step].index_copy_(0, at, residual)
         return Resume(num_layers=self._num_layers, residual=streams)
-
-
-def one_token_each(token_ids: Tensor, rows: np.ndarray, places: np.ndarray, host: DraftHost) -> PackedBatch:
-    """A batch of R requests with one query each, at these places."""
-    device = token_ids.device
-    return PackedBatch(
-        token_ids=token_ids,
-        positions=torch.from_numpy(places).to(device),
-        slot_mapping=torch.from_numpy(host.rows.slots(rows, places)).to(device),
-        cu_seqlens_q=np.arange(len(rows) + 1, dtype=np.int32),
-        context_lens=places + 1,
-        block_table=host.rows.block_table[rows, : int(places.max()) // host.rows.block_size + 1],
-        sample_indices=token_ids.new_empty(0),
-    )
-
-
-def _rows(requests: Sequence[DraftRequest]) -> np.ndarray:
-    return np.array([request.row for request in requests], dtype=np.int64)
