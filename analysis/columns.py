@@ -39,9 +39,9 @@ _REQUESTS = (
 )
 _STEPS = (
     "run_id step start_s duration_s schedule_s run_s commit_s client_s device_s num_prefill_tokens num_decode_tokens "
-    "num_draft_tokens num_accepted_tokens num_verifications draft_s verify_s num_running num_waiting kv_blocks_used kv_blocks_cached num_evictions "
-    "num_preemptions kv_slots_unused kv_utilization_fraction kv_fragmentation_fraction process_bytes "
-    "counted_bytes counted_flops num_compilations"
+    "num_draft_tokens num_accepted_tokens num_verifications draft_s verify_s num_running num_waiting kv_blocks_used "
+    "kv_blocks_cached num_evictions num_preemptions kv_slots_unused kv_utilization_fraction kv_fragmentation_fraction "
+    "process_bytes counted_bytes counted_flops num_compilations"
 )
 _QUALITY = (
     "run_id item_id kind num_tokens nll_sum_nats kl_sum_nats top1_matches top1_flips token_matches first_divergence "

@@ -11,11 +11,11 @@ layers, hidden size C, H query and K key/value heads of size D, feed-forward siz
           + K/V of every chunk's context, once          + K/V of its n new tokens, written
 
 A token at position p sees min(p + 1, window) keys. Drafts that are verified are tokens like any other, whether they are
-accepted or not, and those of a tree count as if they were a chain, a few keys too many. What a drafter itself computes is
-not counted: with speculation both fractions are of the target's work in the time of the two. Activations, norms, sampling and the index arithmetic are not
-counted: they are what an ideal kernel would keep on the chip. Both fractions are over the time inside of engine steps,
-so an open loop that waits for requests is not blamed for it. The peak of bandwidth is that of copying memory, so a
-model that fits into a cache can go beyond 1.
+accepted or not, and those of a tree count as if they were a chain, a few keys too many. What a drafter itself computes
+is not counted: with speculation both fractions are the target's work over the time of the two. Activations, norms,
+sampling and the index arithmetic are not counted either: they are what an ideal kernel would keep on the chip. Both
+fractions are over the time inside of engine steps, so an open loop that waits for requests is not blamed for it. The
+peak of bandwidth is that of copying memory, so a model that fits into a cache can go beyond 1.
 """
 
 from __future__ import annotations
