@@ -235,8 +235,8 @@ def _fused_qk_norm(spec: ModelSpec, hf: str, source: WeightSource) -> Tensor:
     return torch.cat([q.expand(spec.num_heads, -1), k.expand(spec.num_kv_heads, -1)])
 
 
-class Llama:
-    """The decoder.
+class Decoder:
+    """The layers and the norm after them: a model without embedding and head.
 
     Args:
         spec: its shape.
@@ -244,7 +244,8 @@ class Llama:
         selection: how projections are stored and multiplied.
         ops: what computes the rest of a layer.
         max_len: positions that the rotation table covers.
-        start_flow: makes the flow that calibrated schemes watch, from the embedding; nothing flows where None.
+        flow: what calibrated schemes watch.
+        device: of the weights.
     """
 
     def __init__(
@@ -254,48 +255,23 @@ class Llama:
         selection: Selection,
         ops: LayerOps,
         max_len: int,
-        start_flow: Callable[[Tensor], Flow] | None = None,
+        flow: Flow,
+        device: torch.device,
     ) -> None:
         self.spec = spec
         self.max_len = max_len
-        embedding = source.take("model.embed_tokens.weight")
-        self.dtype = embedding.dtype
-        flow = Flow() if start_flow is None else start_flow(embedding)
         # [max_len, 1, D / 2]
-        rotations = rotation_table(spec.rope, spec.head_dim, max_len).to(embedding.device)
+        rotations = rotation_table(spec.rope, spec.head_dim, max_len).to(device)
         self.layers = [DecoderLayer(spec, i, source, selection, ops, rotations, flow) for i in range(spec.num_layers)]
         norm_weight = source.take("model.norm.weight")
         selection.keep("norm", norm_weight)
         self.norm = ops.make_norm(norm_weight, spec.rms_norm_eps)
         flow.norm(self.norm)
         self._silu_and_mul = ops.silu_and_mul
-        # A tied head is the embedding once more: the scheme keeps it unchanged and looks rows up in it, or leaves it.
-        head = embedding if spec.tie_word_embeddings else source.take_weight("lm_head.weight")
-        selection.keep("embed_tokens", embedding)
-        self.lm_head: LinearOp = selection.make_linear("lm_head", head, None, flow.x)
-        # Where the head keeps the tied weight unchanged, rows are looked up in the head's own memory.
-        shared = self.lm_head.look_up if spec.tie_word_embeddings else None
-        # [N] int64 -> [N, C], a new tensor
-        self.embed = shared or (lambda token_ids: embedding.index_select(0, token_ids))
-        self.weights_bytes = (
-            (0 if shared else embedding.nbytes)
-            + sum(layer.weight_bytes for layer in self.layers)
-            + self.norm.weight_bytes
-            + self.lm_head.weight_bytes
-        )
-        self.precision = selection.precision()
+        self.weights_bytes = sum(layer.weight_bytes for layer in self.layers) + self.norm.weight_bytes
         # A layer ends with the norm that the next one begins with, as the residual sum is fused into it.
         next_norms = [layer.input_norm for layer in self.layers[1:]] + [self.norm]
         self._layers_and_next_norms = list(zip(self.layers, next_norms, strict=True))
-
-    def forward(
-        self,
-        token_ids: Tensor,
-        positions: Tensor,
-        attend: Attend,
-        on_layer: Callable[[int, Tensor], None] | None = None,
-    ) -> Tensor:
-        return self.run_layers(self.embed(token_ids), positions, attend, on_layer=on_layer)
 
     def run_layers(
         self,
@@ -325,6 +301,48 @@ class Llama:
                 on_layer(index, residual + x)
             x = next_norm.add(x, residual)
         return x
+
+
+class Llama(Decoder):
+    """The decoder between its embedding and its head.
+
+    Args:
+        spec, source, selection, ops, max_len: see `Decoder`.
+        start_flow: makes the flow that calibrated schemes watch, from the embedding; nothing flows where None.
+    """
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        source: WeightSource,
+        selection: Selection,
+        ops: LayerOps,
+        max_len: int,
+        start_flow: Callable[[Tensor], Flow] | None = None,
+    ) -> None:
+        embedding = source.take("model.embed_tokens.weight")
+        self.dtype = embedding.dtype
+        flow = Flow() if start_flow is None else start_flow(embedding)
+        super().__init__(spec, source, selection, ops, max_len, flow, embedding.device)
+        # A tied head is the embedding once more: the scheme keeps it unchanged and looks rows up in it, or leaves it.
+        head = embedding if spec.tie_word_embeddings else source.take_weight("lm_head.weight")
+        selection.keep("embed_tokens", embedding)
+        self.lm_head: LinearOp = selection.make_linear("lm_head", head, None, flow.x)
+        # Where the head keeps the tied weight unchanged, rows are looked up in the head's own memory.
+        shared = self.lm_head.look_up if spec.tie_word_embeddings else None
+        # [N] int64 -> [N, C], a new tensor
+        self.embed = shared or (lambda token_ids: embedding.index_select(0, token_ids))
+        self.weights_bytes += (0 if shared else embedding.nbytes) + self.lm_head.weight_bytes
+        self.precision = selection.precision()
+
+    def forward(
+        self,
+        token_ids: Tensor,
+        positions: Tensor,
+        attend: Attend,
+        on_layer: Callable[[int, Tensor], None] | None = None,
+    ) -> Tensor:
+        return self.run_layers(self.embed(token_ids), positions, attend, on_layer=on_layer)
 
     def compute_logits(self, hidden: Tensor) -> Tensor:
         return self.lm_head(hidden)

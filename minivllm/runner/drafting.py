@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 
 import numpy as np
 
 from minivllm.plan import Chunk, StepPlan
 from minivllm.runner.rows import Rows
+from minivllm.sampling.verify import Chains
 from minivllm.speculation.base import Drafter, DraftRequest, HostDrafter
 from minivllm.speculation.model import DraftHost, Drafts, ModelDrafter, Resume
 from minivllm.speculation.tree import DraftTree, accept
@@ -24,6 +26,7 @@ class StepDrafts:
         places: of each of them, its chunk.
         token_ids: [R] of lists, the drafts behind each chunk; None while they are on the device alone.
         proposal: of a drafter that computes, one row a request.
+        verdicts: [R], how many drafts behind each chunk are accepted, where that is made up.
     """
 
     counts: np.ndarray
@@ -31,6 +34,7 @@ class StepDrafts:
     places: Sequence[int]
     token_ids: Sequence[Sequence[int]] | None = None
     proposal: Drafts | None = None
+    verdicts: Sequence[int] | None = None
 
     @property
     def tree(self) -> DraftTree | None:
@@ -50,6 +54,35 @@ class StepDrafts:
         """Drafts on the longest path behind a chunk."""
         count = int(self.counts[index])
         return count if self.tree is None or count == 0 else max(self.tree.depths[:count])
+
+    def accepted(self, index: int, own: Sequence[int]) -> list[int]:
+        """Which drafts behind a chunk stand, from the root of their tree down.
+
+        Args:
+            index: of the chunk.
+            own: the token that the request goes on with after its newest, and after each draft: one more than drafts.
+        """
+        drafts = self.of_chunk(index)
+        if self.verdicts is not None and drafts:
+            return list(range(self.verdicts[index]))
+        if self.tree is not None:
+            return accept(self.tree, drafts, own)
+        right = takewhile(lambda pair: pair[0] == pair[1], zip(drafts, own, strict=False))
+        return list(range(sum(1 for _ in right)))
+
+    def chains(self, sampling: Sequence[int]) -> Chains:
+        """The drafts of the chunks that sample, for the rule of drawn drafts."""
+        assert self.proposal is not None and self.proposal.drawn is not None
+        place_of = {chunk: i for i, chunk in enumerate(sampling)}
+        token_ids = np.zeros((len(sampling), self.proposal.token_ids.shape[1]), dtype=np.int64)
+        for chunk, i in place_of.items():
+            token_ids[i, : self.counts[chunk]] = self.of_chunk(chunk)
+        return Chains(
+            num_drafts=self.counts[list(sampling)],
+            token_ids=token_ids,
+            drawn=np.array([place_of[self.places[request]] for request in self.proposal.drawn.tolist()]),
+            weights=self.proposal.weights,
+        )
 
 
 def tell(drafter: Drafter, plan: StepPlan, rows: Rows) -> None:
@@ -109,23 +142,26 @@ def propose(drafter: Drafter, host: DraftHost, chunks: Sequence[Chunk], rows: np
             )
     if not counts.any():
         return None
-    return StepDrafts(counts=counts, requests=requests, places=places, token_ids=token_ids, proposal=proposal)
+    return StepDrafts(
+        counts=counts,
+        requests=requests,
+        places=places,
+        token_ids=token_ids,
+        proposal=proposal,
+        verdicts=_verdicts(drafter, requests, places, counts),
+    )
 
 
-def accepted_nodes(tree: DraftTree | None, drafts: Sequence[int], own: Sequence[int]) -> list[int]:
-    """Which drafts are right, when the target's own tokens decide.
-
-    Args:
-        tree: of the drafts; None is a chain.
-        drafts: of one request, each a node.
-        own: what the target says after the newest token, then after each draft: one more.
-
-    Returns:
-        The accepted nodes, from the root down.
-    """
-    if tree is not None:
-        return accept(tree, drafts, own)
-    for node, (draft, token) in enumerate(zip(drafts, own, strict=False)):
-        if draft != token:
-            return list(range(node))
-    return list(range(len(drafts)))
+def _verdicts(
+    drafter: Drafter, requests: Sequence[DraftRequest], places: Sequence[int], counts: np.ndarray
+) -> Sequence[int] | None:
+    if not isinstance(drafter, HostDrafter):
+        return None
+    made_up = [drafter.num_accepted(r, int(counts[place])) for r, place in zip(requests, places, strict=True)]
+    if made_up[0] is None:
+        return None
+    verdicts = [0] * len(counts)
+    for place, number in zip(places, made_up, strict=True):
+        assert number is not None and 0 <= number <= counts[place]
+        verdicts[place] = number
+    return verdicts

@@ -11,16 +11,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from minivllm.attention.base import PackedBatch
+from minivllm.attention.base import AttentionBackend, PackedBatch
 from minivllm.clock import Clock, WallClock
 from minivllm.config import EngineConfig
 from minivllm.plan import Chunk, SampledTokens, StepPlan, StepResult
 from minivllm.runner.base import Done, MemoryReport
-from minivllm.runner.drafting import StepDrafts, accepted_nodes, propose, tell
+from minivllm.runner.drafting import StepDrafts, propose, tell
 from minivllm.runner.forward import attend_of, resume_forward
 from minivllm.runner.parts import Parts
 from minivllm.runner.rows import Rows
-from minivllm.sampling.sampler import SamplingBatch, SamplingRow, is_plain, sample
+from minivllm.sampling.drafts import DraftBatch
+from minivllm.sampling.sampler import RowMax, SamplingBatch, SamplingRow, is_plain, sample
+from minivllm.sampling.verify import sample_chains
 from minivllm.speculation.base import Drafter, DraftRequest
 from minivllm.speculation.tree import DraftTree
 
@@ -93,8 +95,9 @@ class ModelRunner:
             hidden_NC = hidden_NC.index_select(0, batch.sample_indices)
         samples = self._sample(self.model.compute_logits(hidden_NC).float(), plan.chunks, rows, drafts)
         if self._drafter is not None:
-            for sample in samples:
-                self._drafter.extend(sample.request_id, sample.token_ids)
+            ends = [chunk.start + chunk.num_tokens for chunk in plan.chunks if chunk.samples]
+            for end, sample in zip(ends, samples, strict=True):
+                self._drafter.extend(sample.request_id, end + len(sample.token_ids), sample.token_ids)
         if not any(chunk.num_draft_tokens for chunk in plan.chunks):
             return StepResult(samples=samples)
         return StepResult(samples=samples, draft_s=drafted_s - start_s, verify_s=self._clock.now_s() - drafted_s)
@@ -130,8 +133,24 @@ class ModelRunner:
     def token_ids(self, rows: np.ndarray, places: np.ndarray) -> Tensor:
         return self._to_device(self._token_ids[rows, places])
 
-    def choose(self, logits: Tensor, requests: Sequence[DraftRequest], offset: int) -> tuple[Tensor, Tensor | None]:
-        return self._row_max(logits)[1], None
+    def draft_batch(self, requests: Sequence[DraftRequest], num_drafts: int) -> DraftBatch:
+        if not self._sample_drafts or all(self._plain[request.row] for request in requests):
+            return DraftBatch.greedy(len(requests), num_drafts)
+        rows = [
+            SamplingRow(
+                params=self._rows.params[request.row], seed=self._rows.seeds[request.row], position=request.num_tokens
+            )
+            for request in requests
+        ]
+        return DraftBatch.make(rows, num_drafts, self.parts.device)
+
+    @property
+    def row_max(self) -> RowMax:
+        return self._row_max
+
+    @property
+    def attention(self) -> AttentionBackend:
+        return self._attention
 
     def _draft(self, drafter: Drafter, plan: StepPlan, rows: np.ndarray) -> StepDrafts | None:
         drafts = propose(drafter, self, plan.chunks, rows)
@@ -164,7 +183,10 @@ class ModelRunner:
                 )
             ]
             wanted = SamplingBatch.make(made, logits_MV.device)
-        output = sample(logits_MV, wanted, self._row_max)
+        if drafts is None or drafts.proposal is None or drafts.proposal.weights is None:
+            output = sample(logits_MV, wanted, self._row_max)
+        else:
+            output = sample_chains(logits_MV, wanted, drafts.chains(sampling), self._row_max)
         own, finite = output.token_ids.tolist(), output.finite.tolist()
         logprobs = {} if output.logprobs is None else output.logprobs.of_rows()
         samples = []
@@ -173,7 +195,7 @@ class ModelRunner:
             chunk, row = chunks[i], int(rows[i])
             proposed = () if drafts is None else drafts.of_chunk(i)
             end = first + 1 + len(proposed)
-            nodes = accepted_nodes(None if drafts is None else drafts.tree, proposed, own[first:end])
+            nodes = [] if drafts is None else drafts.accepted(i, own[first:end])
             reached = [first, *(first + 1 + node for node in nodes)]
             first = end
             if not all(finite[at] for at in reached):

@@ -46,8 +46,8 @@ class Drafter:
     def start(self, request_id: int, token_ids: Sequence[int]) -> None:
         """A request starts, or starts again after a preemption, with these tokens known."""
 
-    def extend(self, request_id: int, token_ids: Sequence[int]) -> None:
-        """A step gave the request these tokens: accepted drafts and one more."""
+    def extend(self, request_id: int, num_tokens: int, token_ids: Sequence[int]) -> None:
+        """A step gave the request these tokens, accepted drafts and one more; it knows `num_tokens` with them."""
 
     def end(self, request_id: int) -> None:
         """The request ended, or was preempted: nothing about it needs to be kept. Unknown ids are left alone."""

@@ -17,8 +17,11 @@ from typing import Protocol
 import numpy as np
 from torch import Tensor
 
+from minivllm.attention.base import AttentionBackend
 from minivllm.plan import StepPlan
 from minivllm.runner.rows import Rows
+from minivllm.sampling.drafts import DraftBatch
+from minivllm.sampling.sampler import RowMax
 from minivllm.speculation.base import Drafter, DraftRequest
 from minivllm.speculation.tree import DraftTree
 
@@ -75,17 +78,18 @@ class DraftHost(Protocol):
         """[N] int64 on the device, the tokens at these places of these rows; both are [N] int64."""
         ...
 
-    def choose(self, logits: Tensor, requests: Sequence[DraftRequest], offset: int) -> tuple[Tensor, Tensor | None]:
-        """Draw one draft of each request.
+    def draft_batch(self, requests: Sequence[DraftRequest], num_drafts: int) -> DraftBatch:
+        """How these requests draw their drafts."""
+        ...
 
-        Args:
-            logits: [R, V] of the drafter.
-            requests: whose they are.
-            offset: of the draft from the newest token, 1 for the first.
+    @property
+    def row_max(self) -> RowMax:
+        """The kernel that takes the likeliest."""
+        ...
 
-        Returns:
-            [R] int64, and [R, V] weights as in `Drafts`, None where nothing was drawn.
-        """
+    @property
+    def attention(self) -> AttentionBackend:
+        """Of the target, over its K/V."""
         ...
 
 

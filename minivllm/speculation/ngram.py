@@ -49,9 +49,9 @@ class Ngram(HostDrafter):
 
     def start(self, request_id: int, token_ids: Sequence[int]) -> None:
         self._texts[request_id] = _Text()
-        self.extend(request_id, token_ids)
+        self.extend(request_id, len(token_ids), token_ids)
 
-    def extend(self, request_id: int, token_ids: Sequence[int]) -> None:
+    def extend(self, request_id: int, num_tokens: int, token_ids: Sequence[int]) -> None:
         text = self._texts[request_id]
         for token_id in token_ids:
             end = len(text.token_ids)
