@@ -11,6 +11,7 @@ from torch import Tensor
 
 from minivllm.speculation.base import DraftRequest
 from minivllm.speculation.model import DraftHost, Drafts, ModelDrafter, Resume
+from minivllm.transfer import upload
 
 
 class ChainDrafter(ModelDrafter):
@@ -61,7 +62,7 @@ class ChainDrafter(ModelDrafter):
                 hidden = self.advance(output.token_ids, active, step + 1, host)
                 continue
             active = [requests[i] for i in going.tolist()]
-            at = torch.from_numpy(going).to(hidden.device)
+            at = upload(going, hidden.device)
             # The rows of requests that have their drafts stay, and nobody looks at what is drawn for them.
             hidden = hidden.clone()
             advanced = self.advance(output.token_ids.index_select(0, at), active, step + 1, host)
