@@ -22,11 +22,14 @@ class ChainDrafter(ModelDrafter):
         """[R, C], the hidden state of each request's newest token."""
 
     @abstractmethod
-    def advance(self, token_ids: Tensor, requests: Sequence[DraftRequest], offset: int, host: DraftHost) -> Tensor:
+    def advance(
+        self, token_ids: Tensor, hidden: Tensor, requests: Sequence[DraftRequest], offset: int, host: DraftHost
+    ) -> Tensor:
         """The hidden state of drafts.
 
         Args:
             token_ids: [R] int64 on the device.
+            hidden: [R, C], of the tokens before them.
             requests: theirs; each has at least one draft to come after this one.
             offset: of these drafts from the newest token, 1 for the first.
             host: the runner.
@@ -59,14 +62,13 @@ class ChainDrafter(ModelDrafter):
                 break
             going = np.flatnonzero(counts > step + 1)
             if len(going) == len(requests):
-                hidden = self.advance(output.token_ids, active, step + 1, host)
+                hidden = self.advance(output.token_ids, hidden, active, step + 1, host)
                 continue
             active = [requests[i] for i in going.tolist()]
             at = upload(going, hidden.device)
             # The rows of requests that have their drafts stay, and nobody looks at what is drawn for them.
-            hidden = hidden.clone()
-            advanced = self.advance(output.token_ids.index_select(0, at), active, step + 1, host)
-            hidden.index_copy_(0, at, advanced)
+            tokens, before = output.token_ids.index_select(0, at), hidden.index_select(0, at)
+            hidden = hidden.index_copy(0, at, self.advance(tokens, before, active, step + 1, host))
         return Drafts(
             counts=counts,
             token_ids=torch.stack(columns, dim=1),

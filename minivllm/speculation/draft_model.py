@@ -10,16 +10,16 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from minivllm.component import Component
 from minivllm.config import ModelConfig
 from minivllm.models import load_model
 from minivllm.models.folder import read_json, read_spec, resolve_folder
 from minivllm.plan import StepPlan
-from minivllm.quantization.base import LinearTarget, QuantizationScheme
+from minivllm.quantization.none import Unquantized
 from minivllm.runner.forward import attend_of
 from minivllm.runner.rows import Rows
 from minivllm.speculation.base import DraftRequest
 from minivllm.speculation.chain import ChainDrafter
+from minivllm.speculation.heads import linear_target
 from minivllm.speculation.model import DraftHost
 from minivllm.speculation.paged import DraftCache, pack, pack_drafts
 from minivllm.speculation.target import DraftTarget
@@ -40,20 +40,11 @@ class DraftModel(ChainDrafter):
         super().__init__(target=target)
         config = ModelConfig(path=path)
         _check(config, target)
-        execution = target.config.execution
-        dtype = str(target.dtype).removeprefix("torch.")
-        unquantized = Component(target="minivllm.quantization.none.Unquantized")
-        linears = LinearTarget(
-            kernels=target.kernels,
-            device=execution.device,
-            dtype=target.dtype,
-            batch_invariant=execution.batch_invariant,
-        )
         self._model = load_model(
             config,
-            device=execution.device,
-            dtype=dtype,
-            scheme=unquantized.make("speculation", QuantizationScheme, target=linears),
+            device=target.config.execution.device,
+            dtype=str(target.dtype).removeprefix("torch."),
+            scheme=Unquantized(target=linear_target(target)),
             skip=(),
             ops=target.ops,
         )
@@ -89,7 +80,9 @@ class DraftModel(ChainDrafter):
             self._cache.drafted(request.request_id, request.num_tokens + request.num_draft_tokens - 1)
         return hidden
 
-    def advance(self, token_ids: Tensor, requests: Sequence[DraftRequest], offset: int, host: DraftHost) -> Tensor:
+    def advance(
+        self, token_ids: Tensor, hidden: Tensor, requests: Sequence[DraftRequest], offset: int, host: DraftHost
+    ) -> Tensor:
         batch = pack_drafts(token_ids, requests, offset, host)
         return self._model.forward(batch.token_ids, batch.positions, attend_of(self._cache.attention, batch))
 

@@ -51,9 +51,14 @@ class EarlyExit(ChainDrafter):
         self._passes = []
         rows = np.array([request.row for request in requests], dtype=np.int64)
         newest = np.array([request.num_tokens - 1 for request in requests], dtype=np.int64)
-        return self.advance(host.token_ids(rows, newest), requests, 0, host)
+        return self._run(host.token_ids(rows, newest), requests, 0, host)
 
-    def advance(self, token_ids: Tensor, requests: Sequence[DraftRequest], offset: int, host: DraftHost) -> Tensor:
+    def advance(
+        self, token_ids: Tensor, hidden: Tensor, requests: Sequence[DraftRequest], offset: int, host: DraftHost
+    ) -> Tensor:
+        return self._run(token_ids, requests, offset, host)
+
+    def _run(self, token_ids: Tensor, requests: Sequence[DraftRequest], offset: int, host: DraftHost) -> Tensor:
         model = self.target.model
         batch = pack_drafts(token_ids, requests, offset, host)
         residual = model.embed(token_ids)

@@ -163,6 +163,21 @@ class DraftTree:
         return self._seen[: num_nodes + 1]
 
 
+def read_tree(given: Sequence[Sequence[int]] | Sequence[int] | None) -> DraftTree | None:
+    """A tree as a config has it: paths of ranks, or widths; None is none."""
+    if given is None:
+        return None
+    if not isinstance(given, (list, tuple)) or not given:
+        raise ValueError(f"speculation.tree={given!r}: must be null, a list of widths, or a list of paths of ranks")
+    widths = [item for item in given if not isinstance(item, (list, tuple))]
+    if len(widths) == len(given):
+        return DraftTree.from_widths(widths)
+    paths = [item for item in given if isinstance(item, (list, tuple))]
+    if widths:
+        raise ValueError(f"speculation.tree={list(given)!r}: must be widths alone, or paths alone")
+    return DraftTree.from_paths(paths)
+
+
 def best_tree(acceptance: Sequence[Sequence[float]], num_nodes: int) -> DraftTree:
     """The tree with the longest expected accepted path, if a draft's chance depends on its depth and rank alone.
 
