@@ -3,31 +3,34 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from minivllm.attention.base import AttentionBackend, PackedBatch
-from minivllm.layers.base import Rotary
 from minivllm.models.llama import Attend, Llama
 from minivllm.speculation.model import Resume
+from minivllm.transfer import upload
 
 
 def attend_of(attention: AttentionBackend, batch: PackedBatch) -> Attend:
     """Rotation, K/V write and attention of one batch."""
-    metadata = attention.prepare(batch)
-    writing = getattr(attention, "attend_with", None)
-    if writing is not None:
-        attend: Attend = writing(metadata)
-        return attend
+    return attend_with(attention, attention.prepare(batch))
 
-    def rotate_and_attend(qkv: Tensor, layer: int, rotary: Rotary, at: Any) -> Tensor:
+
+def attend_with(attention: Any, metadata: Any) -> Attend:
+    """As `attend_of`, of a batch that is prepared: the first two in one pass where backend and rotation can."""
+    can_attend_written = hasattr(attention, "attend_written")
+
+    def attend(qkv: Tensor, layer: int, rotary: Any, at: Any) -> Tensor:
+        if can_attend_written and hasattr(rotary, "rotate_and_write_"):
+            rotary.rotate_and_write_(qkv, at, attention.layers[layer], metadata.slot_mapping)
+            return cast(Tensor, attention.attend_written(qkv, layer, metadata))
         rotary.rotate_(qkv, at)
-        return attention.attend(qkv, layer, metadata)
+        return cast(Tensor, attention.attend(qkv, layer, metadata))
 
-    return rotate_and_attend
+    return attend
 
 
 def resume_forward(
@@ -46,11 +49,11 @@ def resume_forward(
     left = lens - num_drafts
     device = batch.token_ids.device
     starts = batch.cu_seqlens_q[:-1].astype(np.int64)
-    rest = torch.from_numpy(_ranges(starts + num_drafts, left)).to(device)
-    done = torch.from_numpy(_ranges(starts, num_drafts)).to(device)
+    rest = upload(_ranges(starts + num_drafts, left), device)
+    done = upload(_ranges(starts, num_drafts), device)
     chains = np.flatnonzero(num_drafts)
     width = resume.residual.shape[1]
-    kept = torch.from_numpy(_ranges(np.arange(len(chains)) * width, num_drafts[chains])).to(device)
+    kept = upload(_ranges(np.arange(len(chains)) * width, num_drafts[chains]), device)
 
     rest_batch = dataclasses.replace(
         batch,

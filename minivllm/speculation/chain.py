@@ -11,6 +11,7 @@ from torch import Tensor
 
 from minivllm.speculation.base import DraftRequest
 from minivllm.speculation.model import DraftHost, Drafts, ModelDrafter, Resume
+from minivllm.transfer import upload
 
 
 class ChainDrafter(ModelDrafter):
@@ -64,7 +65,7 @@ class ChainDrafter(ModelDrafter):
                 hidden = self.advance(output.token_ids, hidden, active, step + 1, host)
                 continue
             active = [requests[i] for i in going.tolist()]
-            at = torch.from_numpy(going).to(hidden.device)
+            at = upload(going, hidden.device)
             # The rows of requests that have their drafts stay, and nobody looks at what is drawn for them.
             tokens, before = output.token_ids.index_select(0, at), hidden.index_select(0, at)
             hidden = hidden.index_copy(0, at, self.advance(tokens, before, active, step + 1, host))

@@ -21,6 +21,7 @@ from minivllm.speculation.chain import ChainDrafter
 from minivllm.speculation.model import DraftHost, Resume
 from minivllm.speculation.paged import pack_drafts
 from minivllm.speculation.target import DraftTarget
+from minivllm.transfer import upload
 
 
 class EarlyExit(ChainDrafter):
@@ -77,6 +78,6 @@ class EarlyExit(ChainDrafter):
         place = {request.request_id: i for i, request in enumerate(requests)}
         streams = first.new_zeros(len(first), len(self._passes), first.shape[1])
         for step, (active, residual) in enumerate(self._passes):
-            at = torch.tensor([place[request.request_id] for request in active], device=first.device)
+            at = upload(np.array([place[request.request_id] for request in active]), first.device)
             streams[:, step].index_copy_(0, at, residual)
         return Resume(num_layers=self._num_layers, residual=streams)

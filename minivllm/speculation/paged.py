@@ -22,6 +22,7 @@ from minivllm.runner.rows import Rows
 from minivllm.speculation.base import DraftRequest
 from minivllm.speculation.model import DraftHost
 from minivllm.speculation.target import DraftTarget
+from minivllm.transfer import upload
 
 
 @dataclass(slots=True)
@@ -149,12 +150,12 @@ def pack(parts: Sequence[tuple[DraftRequest, int, int]], host: DraftHost) -> Pac
     token_ids = host.token_ids(packed.token_rows, packed.places)
     return PackedBatch(
         token_ids=token_ids,
-        positions=torch.from_numpy(packed.positions).to(token_ids.device),
-        slot_mapping=torch.from_numpy(packed.slot_mapping).to(token_ids.device),
+        positions=upload(packed.positions, token_ids.device),
+        slot_mapping=upload(packed.slot_mapping, token_ids.device),
         cu_seqlens_q=packed.cu_seqlens_q,
         context_lens=packed.context_lens,
         block_table=packed.block_table,
-        sample_indices=torch.from_numpy(packed.sample_indices).to(token_ids.device),
+        sample_indices=upload(packed.sample_indices, token_ids.device),
     )
 
 
@@ -172,8 +173,8 @@ def pack_drafts(token_ids: Tensor, requests: Sequence[DraftRequest], offset: int
     device = token_ids.device
     return PackedBatch(
         token_ids=token_ids,
-        positions=torch.from_numpy(places).to(device),
-        slot_mapping=torch.from_numpy(host.rows.slots(rows, places)).to(device),
+        positions=upload(places, device),
+        slot_mapping=upload(host.rows.slots(rows, places), device),
         cu_seqlens_q=np.arange(len(rows) + 1, dtype=np.int32),
         context_lens=places + 1,
         block_table=host.rows.block_table[rows, : int(places.max()) // host.rows.block_size + 1],
