@@ -130,12 +130,12 @@ def test_drawn_drafts_leave_the_distribution_alone(params: SamplingParams, num_d
     assert stats.binomtest(num_first, _NUM_REQUESTS, acceptance).pvalue > level(len(_CASES))
 
 
-def _without_the_ratio(p_TV: Tensor, q_TV: Tensor, token_T: Tensor, uniforms_T: Tensor) -> Tensor:
-    return p_TV.gather(-1, token_T[:, None]).squeeze(-1) > 0
+def _without_the_ratio(p_SV: Tensor, q_SV: Tensor, scale_S: Tensor, token_S: Tensor, uniforms_S: Tensor) -> Tensor:
+    return p_SV.gather(-1, token_S[:, None]).squeeze(-1) > 0
 
 
 def _shared(stream: Stream, instead_of: Stream) -> Callable[..., np.ndarray]:
-    return lambda seeds, positions, asked: uniforms(seeds, positions, stream if asked is instead_of else asked)
+    return lambda seeds, positions, asked: uniforms(seeds, positions, np.where(asked == instead_of, stream, asked))
 
 
 def _broken(name: str, part: object) -> Verify:
@@ -165,7 +165,7 @@ def _weights_of_another_temperature(logits_MV: Tensor, batch: SamplingBatch, cha
 
 _BROKEN = {
     "accepted without the ratio": _broken("accepts", _without_the_ratio),
-    "replaced from p": _broken("residual", lambda p_TV, q_TV: p_TV),
+    "replaced from p": _broken("residual_", lambda p_SV, q_SV, scale_S: p_SV),
     "one uniform accepts and replaces": _broken("uniforms", _shared(Stream.ACCEPT, instead_of=Stream.RESIDUAL)),
     "one uniform drafts and accepts": _broken("uniforms", _shared(Stream.DRAFT, instead_of=Stream.ACCEPT)),
     "bonus from q": _bonus_from_q,
