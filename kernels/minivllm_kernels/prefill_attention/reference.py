@@ -49,7 +49,6 @@ def prefill_attention_reference(
             q_NHD, kv_cache, block_table, cu_seqlens_q, context_lens, scale=scale, sliding_window=sliding_window
         )
 
-    assert sliding_window is None or positions is not None, "a tree's window needs its positions"
     block_size, num_heads = kv_cache.shape[1], q_NHD.shape[1]
     group_size = num_heads // kv_cache.shape[3]
     bounds, mask = cu_seqlens_q.tolist(), unpack_tree_mask(tree_mask)
@@ -64,6 +63,7 @@ def prefill_attention_reference(
             drafts = mask[query, : end - first].nonzero().flatten() + num_before
             seen = torch.cat([torch.arange(num_before), drafts])
             if sliding_window is not None:
+                assert positions is not None, "a tree's window needs its positions"
                 places = torch.cat([torch.arange(num_before), positions[first:end]])
                 seen = seen[places[seen] > positions[query] - sliding_window]
             for head in range(num_heads):
