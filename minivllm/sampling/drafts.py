@@ -46,6 +46,12 @@ class DraftBatch:
     steps: tuple[SamplingBatch, ...]
 
     @classmethod
+    def greedy(cls, num_rows: int, num_drafts: int) -> DraftBatch:
+        """Every request drafts what is likeliest."""
+        steps = (SamplingBatch.greedy(num_rows),) * num_drafts
+        return cls(drawn=np.empty(0, dtype=np.int64), steps=steps)
+
+    @classmethod
     def make(
         cls, rows: Sequence[SamplingRow], num_drafts: int, device: torch.device | str, *, points: bool = False
     ) -> DraftBatch:
@@ -59,8 +65,7 @@ class DraftBatch:
         """
         drawn = [] if points else [index for index, row in enumerate(rows) if not row.params.greedy]
         if not drawn:
-            steps = (SamplingBatch.greedy(len(rows)),) * num_drafts
-            return cls(drawn=np.empty(0, dtype=np.int64), steps=steps)
+            return cls.greedy(len(rows), num_drafts)
         chosen = [rows[index] for index in drawn]
         first_Q = np.array([row.position for row in chosen], dtype=np.int64)
         position_KQ = np.arange(num_drafts)[:, None] + first_Q
