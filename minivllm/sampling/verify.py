@@ -13,10 +13,13 @@ its row's token is the draft itself, and the first other token ends the run. Thr
   drawn from it;
 - the row after the last draft: a TOKEN draw.
 
+(Where p and q are equal but for rounding, a replacement may be the draft again. Then it stands, too: what follows it
+was drafted and scored for it.)
+
 A uniform is used twice only where its first use came to nothing: positions beyond a rejection are drafted again.
 
 Shape suffixes: M rows of logits, R requests, Q of them with drawn drafts, K most drafts of one, V vocabulary, S rows of
-a sampling group, T of them with a drawn draft.
+a sampling group.
 """
 
 from __future__ import annotations
