@@ -119,9 +119,7 @@ class Run:
         return sum(self.tokens[first:]) / sum(self.seconds[first:])
 
 
-def simulate(
-    policy: DraftLengthPolicy, machine: Machine, load: Load, num_tokens: int, seed: int = 0
-) -> Run:
+def simulate(policy: DraftLengthPolicy, machine: Machine, load: Load, num_tokens: int, seed: int = 0) -> Run:
     """Run until so many tokens are out."""
     noise, run = random.Random(f"noise {seed}"), Run()
     running: list[_Request] = []
@@ -248,10 +246,12 @@ CASES: dict[str, tuple[Machine, Load]] = {
     "0.9, batch 32, compute": (Machine(token_s=1e-3 / 16, **MODEL), Load(texts=[always(0.9)], num_running=steady(32))),
     "0.7, batch 64, roofline": (Machine(), Load(texts=[always(0.7)], num_running=steady(64))),
     "mixed, batch 16, linear": (
-        Machine(fixed_s=1e-3, weights_s=0, token_s=3e-5), Load(texts=[always(0.95), always(0.05)], num_running=steady(16))
+        Machine(fixed_s=1e-3, weights_s=0, token_s=3e-5),
+        Load(texts=[always(0.95), always(0.05)], num_running=steady(16)),
     ),
     "few good, batch 16, linear": (
-        Machine(fixed_s=1e-3, weights_s=0, token_s=3e-5), Load(texts=[always(0.95)] + [always(0.03)]*7, num_running=steady(16))
+        Machine(fixed_s=1e-3, weights_s=0, token_s=3e-5),
+        Load(texts=[always(0.95)] + [always(0.03)] * 7, num_running=steady(16)),
     ),
     "turns good at 600": (
         Machine(**MODEL),
@@ -259,15 +259,18 @@ CASES: dict[str, tuple[Machine, Load]] = {
     ),
     "turns bad at 1500": (
         Machine(**MODEL),
-        Load(texts=[Text(chance=lambda d, p: 0.02 if p > 1500 else 0.9)], num_running=steady(1), num_output_tokens=4000),
+        Load(
+            texts=[Text(chance=lambda d, p: 0.02 if p > 1500 else 0.9)], num_running=steady(1), num_output_tokens=4000
+        ),
     ),
     "lookup, good bursts, batch 1": (CPU, Load(texts=[bursts(0.85, 100, 0.3)], num_running=steady(1))),
     "lookup, bad bursts, batch 1": (CPU, Load(texts=[bursts(0.1, 100, 0.3)], num_running=steady(1))),
-    "lookup, good, batch 16": (Machine(token_s=1e-3/32), Load(texts=[bursts(0.8, 50, 0.2)], num_running=steady(16))),
+    "lookup, good, batch 16": (Machine(token_s=1e-3 / 32), Load(texts=[bursts(0.8, 50, 0.2)], num_running=steady(16))),
     "lookup, nothing": (CPU, Load(texts=[bursts(0.8, 50, 0.0)], num_running=steady(4))),
     "0.8, waves": (Machine(**MODEL, token_s=1e-3 / 32), Load(texts=[always(0.8)], num_running=waves)),
     "0.8, crowd, per sequence": (
-        Machine(pass_s=5e-5, token_s=1e-3 / 32, sequence_s=2e-5), Load(texts=[always(0.8)], num_running=crowd)
+        Machine(pass_s=5e-5, token_s=1e-3 / 32, sequence_s=2e-5),
+        Load(texts=[always(0.8)], num_running=crowd),
     ),
     "0.8, growing contexts": (Machine(**MODEL, growth=1.0), Load(texts=[always(0.8)], num_running=steady(4))),
     "0.8, prefills beside": (
@@ -284,20 +287,24 @@ CASES: dict[str, tuple[Machine, Load]] = {
 def main() -> None:
     num_steps = int(sys.argv[1]) if len(sys.argv) > 1 else 1500
     seeds = range(int(sys.argv[2])) if len(sys.argv) > 2 else [0]
-    only = sys.argv[3] if len(sys.argv)>3 else ""
+    only = sys.argv[3] if len(sys.argv) > 3 else ""
     print(f"{'case':36} {'best k':>6} {'gain':>6} {'ours':>6} {'of best':>7} {'warm':>6}")
     for name, (machine, load) in CASES.items():
-        if only not in name: continue
+        if only not in name:
+            continue
         for seed in seeds:
             num_tokens = num_steps * load.num_running(0)
             if load.num_running in (waves, crowd):
                 num_tokens *= 12
-            runs = {k: simulate(Level(num_draft_tokens=MOST, length=k), machine, load, num_tokens, seed) for k in range(MOST + 1)}
+            runs = {
+                k: simulate(Level(num_draft_tokens=MOST, length=k), machine, load, num_tokens, seed)
+                for k in range(MOST + 1)
+            }
             adaptive = simulate(Adaptive(num_draft_tokens=MOST), machine, load, num_tokens, seed)
             rates = {k: run.rate() for k, run in runs.items()}
             best = max(rates, key=rates.__getitem__)
             rate = adaptive.rate()
-            flag = "*" if rate < .95*rates[best] else ""
+            flag = "*" if rate < 0.95 * rates[best] else ""
             print(
                 f"{name:36} {best:6d} {rates[best] / rates[0]:6.2f} {rate / rates[0]:6.3f} {rate / rates[best]:7.3f}"
                 f" {adaptive.rate(200) / rates[best]:6.3f}{flag}"
