@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import random
 import sys
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import accumulate
 
 from minivllm.speculation.lengths.adaptive import Adaptive
 from minivllm.speculation.lengths.base import DraftCandidate, DraftLengthPolicy, DraftOutcome, StepOutcome
@@ -115,11 +117,16 @@ class Run:
     seconds: list[float] = field(default_factory=list)
     lengths: list[list[int]] = field(default_factory=list)
 
-    def rate(self, first: int = 0) -> float:
+    def rate(self, after: int = 0) -> float:
+        """Tokens per second of the part that follows so many tokens."""
+        ends = list(accumulate(self.tokens))
+        first = bisect_left(ends, after) + 1 if after else 0
         return sum(self.tokens[first:]) / sum(self.seconds[first:])
 
 
-def simulate(policy: DraftLengthPolicy, machine: Machine, load: Load, num_tokens: int, seed: int = 0) -> Run:
+def simulate(
+    policy: DraftLengthPolicy, machine: Machine, load: Load, num_tokens: int, seed: int = 0
+) -> Run:
     """Run until so many tokens are out."""
     noise, run = random.Random(f"noise {seed}"), Run()
     running: list[_Request] = []
@@ -233,6 +240,7 @@ CASES: dict[str, tuple[Machine, Load]] = {
     "never, batch 8, CPU": (replace(CPU, **MODEL), Load(texts=[always(0.02)], num_running=steady(8))),
     "never, batch 64, compute": (Machine(token_s=1e-3 / 16), Load(texts=[always(0.02)], num_running=steady(64))),
     "never, waves": (Machine(**MODEL, token_s=1e-3 / 32), Load(texts=[always(0.05)], num_running=waves)),
+    "never, crowd, compute": (Machine(fixed_s=2e-4, token_s=1e-3 / 4), Load(texts=[always(0.02)], num_running=crowd)),
     "0.95, batch 1, roofline": (Machine(**MODEL), Load(texts=[always(0.95)], num_running=steady(1))),
     "0.95, batch 1, CPU": (replace(CPU, pass_s=1e-4), Load(texts=[always(0.95)], num_running=steady(1))),
     "0.8, batch 1, roofline": (Machine(**MODEL), Load(texts=[always(0.8)], num_running=steady(1))),
@@ -246,12 +254,10 @@ CASES: dict[str, tuple[Machine, Load]] = {
     "0.9, batch 32, compute": (Machine(token_s=1e-3 / 16, **MODEL), Load(texts=[always(0.9)], num_running=steady(32))),
     "0.7, batch 64, roofline": (Machine(), Load(texts=[always(0.7)], num_running=steady(64))),
     "mixed, batch 16, linear": (
-        Machine(fixed_s=1e-3, weights_s=0, token_s=3e-5),
-        Load(texts=[always(0.95), always(0.05)], num_running=steady(16)),
+        Machine(fixed_s=1e-3, weights_s=0, token_s=3e-5), Load(texts=[always(0.95), always(0.05)], num_running=steady(16))
     ),
     "few good, batch 16, linear": (
-        Machine(fixed_s=1e-3, weights_s=0, token_s=3e-5),
-        Load(texts=[always(0.95)] + [always(0.03)] * 7, num_running=steady(16)),
+        Machine(fixed_s=1e-3, weights_s=0, token_s=3e-5), Load(texts=[always(0.95)] + [always(0.03)]*7, num_running=steady(16))
     ),
     "turns good at 600": (
         Machine(**MODEL),
@@ -259,18 +265,15 @@ CASES: dict[str, tuple[Machine, Load]] = {
     ),
     "turns bad at 1500": (
         Machine(**MODEL),
-        Load(
-            texts=[Text(chance=lambda d, p: 0.02 if p > 1500 else 0.9)], num_running=steady(1), num_output_tokens=4000
-        ),
+        Load(texts=[Text(chance=lambda d, p: 0.02 if p > 1500 else 0.9)], num_running=steady(1), num_output_tokens=4000),
     ),
     "lookup, good bursts, batch 1": (CPU, Load(texts=[bursts(0.85, 100, 0.3)], num_running=steady(1))),
     "lookup, bad bursts, batch 1": (CPU, Load(texts=[bursts(0.1, 100, 0.3)], num_running=steady(1))),
-    "lookup, good, batch 16": (Machine(token_s=1e-3 / 32), Load(texts=[bursts(0.8, 50, 0.2)], num_running=steady(16))),
+    "lookup, good, batch 16": (Machine(token_s=1e-3/32), Load(texts=[bursts(0.8, 50, 0.2)], num_running=steady(16))),
     "lookup, nothing": (CPU, Load(texts=[bursts(0.8, 50, 0.0)], num_running=steady(4))),
     "0.8, waves": (Machine(**MODEL, token_s=1e-3 / 32), Load(texts=[always(0.8)], num_running=waves)),
     "0.8, crowd, per sequence": (
-        Machine(pass_s=5e-5, token_s=1e-3 / 32, sequence_s=2e-5),
-        Load(texts=[always(0.8)], num_running=crowd),
+        Machine(pass_s=5e-5, token_s=1e-3 / 32, sequence_s=2e-5), Load(texts=[always(0.8)], num_running=crowd)
     ),
     "0.8, growing contexts": (Machine(**MODEL, growth=1.0), Load(texts=[always(0.8)], num_running=steady(4))),
     "0.8, prefills beside": (
@@ -287,27 +290,25 @@ CASES: dict[str, tuple[Machine, Load]] = {
 def main() -> None:
     num_steps = int(sys.argv[1]) if len(sys.argv) > 1 else 1500
     seeds = range(int(sys.argv[2])) if len(sys.argv) > 2 else [0]
-    only = sys.argv[3] if len(sys.argv) > 3 else ""
+    only = sys.argv[3] if len(sys.argv)>3 else ""
     print(f"{'case':36} {'best k':>6} {'gain':>6} {'ours':>6} {'of best':>7} {'warm':>6}")
     for name, (machine, load) in CASES.items():
-        if only not in name:
-            continue
+        if only not in name: continue
         for seed in seeds:
             num_tokens = num_steps * load.num_running(0)
             if load.num_running in (waves, crowd):
                 num_tokens *= 12
-            runs = {
-                k: simulate(Level(num_draft_tokens=MOST, length=k), machine, load, num_tokens, seed)
-                for k in range(MOST + 1)
-            }
+            runs = {k: simulate(Level(num_draft_tokens=MOST, length=k), machine, load, num_tokens, seed) for k in range(MOST + 1)}
             adaptive = simulate(Adaptive(num_draft_tokens=MOST), machine, load, num_tokens, seed)
             rates = {k: run.rate() for k, run in runs.items()}
             best = max(rates, key=rates.__getitem__)
             rate = adaptive.rate()
-            flag = "*" if rate < 0.95 * rates[best] else ""
+            after = sum(adaptive.tokens[:200])
+            warm = adaptive.rate(after) / max(run.rate(after) for run in runs.values()) if len(adaptive.tokens) > 250 else 0
+            flag = "*" if rate < .95*rates[best] else ""
             print(
                 f"{name:36} {best:6d} {rates[best] / rates[0]:6.2f} {rate / rates[0]:6.3f} {rate / rates[best]:7.3f}"
-                f" {adaptive.rate(200) / rates[best]:6.3f}{flag}"
+                f" {warm:6.3f}{flag}"
             )
 
 

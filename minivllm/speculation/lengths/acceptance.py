@@ -14,12 +14,12 @@ from minivllm.speculation.lengths.base import DraftOutcome
 
 # Share of a verdict's weight that is left a step later, and the weight, in verdicts, that old ones keep however long
 # ago they were: enough that one new one does not decide, little enough that a few do.
-_DECAY = 0.96
-_LEAST = 3.0
+_DECAY = 0.97
+_LEAST = 4.0
 # (accepted, evaluated) as if seen before anything was: it is hope that makes one try.
 _HOPE = (1.5, 2.0)
 # What is known of others, or of the depth before, counts as so many verdicts.
-_SHRINKAGE = 2.0
+_SHRINKAGE = 4.0
 # Odds stay finite.
 _MOST = 0.98
 # Newest value's share of a mean.

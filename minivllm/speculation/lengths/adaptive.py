@@ -19,7 +19,7 @@ from minivllm.speculation.lengths.costs import Prices, StepCosts, size_class
 # Verifications in turn with plain steps before anything is decided.
 _NUM_FIRST = 3
 # Share of the time that each length may spend on being tried, and what a trial costs at least, in steps.
-_EXPLORING = 0.005
+_EXPLORING = 0.004
 _LEAST_PRICE = 0.1
 
 
@@ -86,8 +86,8 @@ class Adaptive(DraftLengthPolicy):
                     survivals[i] *= a / (1 + a)
             if len(alive) > 1:
                 wanted = sum([founds[i] for i in alive])
-                dearer_s = prices.verify_s(num_drafts + wanted) - prices.verify_s(num_drafts)
-                least = best * dearer_s / max(wanted, 1e-9)
+                half = max((num_drafts + wanted) / 2, 1e-9)
+                least = best * (prices.verify_s(2 * half) - prices.verify_s(half)) / half
                 alive = [i for i in alive if survivals[i] * per_draft > least]
                 if not alive:
                     break

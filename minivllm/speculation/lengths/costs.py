@@ -7,11 +7,11 @@ from bisect import bisect_left, insort
 from minivllm.speculation.lengths.base import StepOutcome
 
 # Newest sample's share of a point's value is 1 in this many, once the point has seen them.
-_MEMORY = 8
+_MEMORY = 12
 # A step can be slow for reasons of its own (a compilation, a neighbour), and never fast. So a point first believes the
 # fastest of `_FIRST` samples, and later ones count as no slower than this share of a step above what was expected.
 _FIRST = 3
-_MOST_RISE = 0.3
+_MOST_RISE = 0.4
 
 
 class Curve:
@@ -27,6 +27,7 @@ class Curve:
         self._counts = list(prior._counts) if prior else []
         self._seconds = dict(prior._seconds) if prior else {}
         self._num_samples = dict.fromkeys(self._counts, 0)
+        self._doubts = False
 
     @property
     def largest(self) -> int:
@@ -58,6 +59,8 @@ class Curve:
             x_0, y_0 = counts[left], self._seconds[counts[left]]
         slope = (y_1 - y_0) / (x_1 - x_0)
         if count > x_1:
+            if left < 0:
+                slope /= 2
             return max(start_s, y_1 + max(0.0, slope) * (count - x_1))
         return max(start_s, y_0 + slope * (count - x_0))
 
@@ -76,17 +79,19 @@ class Curve:
         grain = 1 << max(0, count.bit_length() - 3)
         point = (count + grain // 2) // grain * grain
         num_samples = self._num_samples.get(point)
-        if num_samples is None:
-            insort(self._counts, point)
+        error_s, most_s = seconds - expected_s, _MOST_RISE * step_s
         if not num_samples:
+            # A first sample has nothing to weigh against, so a slow one is believed only after another slow one.
+            doubted, self._doubts = error_s > most_s and not self._doubts, error_s > most_s
+            if doubted:
+                return
+            if num_samples is None:
+                insort(self._counts, point)
             self._seconds[point], self._num_samples[point] = seconds, 1
             return
         self._num_samples[point] = num_samples + 1
-        if num_samples < _FIRST:
-            self._seconds[point] = min(self._seconds[point], seconds)
-            return
-        error_s = min(seconds - expected_s, _MOST_RISE * step_s)
-        self._seconds[point] = max(0.0, self._seconds[point] + error_s / min(num_samples + 1, _MEMORY))
+        error_s = min(error_s, most_s) / min(num_samples + 1, _MEMORY)
+        self._seconds[point] = max(0.0, self._seconds[point] + error_s)
 
 
 class Prices:

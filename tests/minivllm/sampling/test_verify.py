@@ -200,7 +200,7 @@ def test_the_differential_sees_every_outcome() -> None:
 def test_points_leave_every_token_what_it_is_without_drafts(params: SamplingParams, num_wrong: int) -> None:
     vocab_size, num_drafts, prompt = 11, 4, np.array([1, 5, 5])
     table = torch.randn(vocab_size, vocab_size, generator=torch.Generator().manual_seed(5)) * 2
-    for seed in range(12):
+    for seed in range(8):
         output: list[int] = []
         for at in range(num_drafts + 1):
             row = SamplingRow(

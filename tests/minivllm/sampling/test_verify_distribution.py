@@ -35,12 +35,11 @@ _DRAFTER = _TARGET * 0.7 + torch.randn(_VOCAB_SIZE, _VOCAB_SIZE, generator=_GENE
 
 _CASES = [
     (SamplingParams(temperature=0.7, top_p=0.8), 1),
-    (SamplingParams(temperature=1.3, top_p=0.8), 2),
     (SamplingParams(temperature=1.3), 3),
     (SamplingParams(temperature=1.3, top_k=4), 4),
-    (SamplingParams(temperature=0.7, min_p=0.1), 2),
-    (SamplingParams(temperature=0.7, repetition_penalty=1.6, presence_penalty=0.5, frequency_penalty=-0.7), 3),
-    (SamplingParams(temperature=1.3, top_k=6, top_p=0.8, min_p=0.05, repetition_penalty=0.7), 4),
+    (SamplingParams(temperature=0.7, min_p=0.1), 1),
+    (SamplingParams(temperature=0.7, repetition_penalty=1.6, presence_penalty=0.5, frequency_penalty=-0.7), 2),
+    (SamplingParams(temperature=1.3, top_k=6, top_p=0.8, min_p=0.05, repetition_penalty=0.7), 2),
 ]
 
 
@@ -57,13 +56,15 @@ def _few_groups(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(drafts, "MAX_GROUP_ROWS", 4096)
 
 
-def _speculate(params: SamplingParams, num_drafts: int, verify: Verify) -> tuple[np.ndarray, float]:
-    """The first tokens [20000, 3] of requests that differ in their seeds, and how many of their first drafts stood."""
+def _speculate(
+    params: SamplingParams, num_drafts: int, verify: Verify, num_requests: int = _NUM_REQUESTS
+) -> tuple[np.ndarray, float]:
+    """The first tokens [N, 3] of requests that differ in their seeds, and what part of their first drafts stood."""
     start = len(_PROMPT)
     prompt = np.array(_PROMPT)
-    tokens_NL = np.zeros((_NUM_REQUESTS, start + _NUM_TOKENS + num_drafts), dtype=np.int64)
+    tokens_NL = np.zeros((num_requests, start + _NUM_TOKENS + num_drafts), dtype=np.int64)
     tokens_NL[:, :start] = prompt
-    lengths_N = np.full(_NUM_REQUESTS, start)
+    lengths_N = np.full(num_requests, start)
     share_of_first = None
     while len(going := np.flatnonzero(lengths_N < start + _NUM_TOKENS)):
         requests, lengths = going.tolist(), lengths_N[going].tolist()
@@ -130,12 +131,12 @@ def test_drawn_drafts_leave_the_distribution_alone(params: SamplingParams, num_d
     assert stats.binomtest(num_first, _NUM_REQUESTS, acceptance).pvalue > level(len(_CASES))
 
 
-def _without_the_ratio(p_TV: Tensor, q_TV: Tensor, token_T: Tensor, uniforms_T: Tensor) -> Tensor:
-    return p_TV.gather(-1, token_T[:, None]).squeeze(-1) > 0
+def _without_the_ratio(p_SV: Tensor, q_SV: Tensor, scale_S: Tensor, token_S: Tensor, uniforms_S: Tensor) -> Tensor:
+    return p_SV.gather(-1, token_S[:, None]).squeeze(-1) > 0
 
 
 def _shared(stream: Stream, instead_of: Stream) -> Callable[..., np.ndarray]:
-    return lambda seeds, positions, asked: uniforms(seeds, positions, stream if asked is instead_of else asked)
+    return lambda seeds, positions, asked: uniforms(seeds, positions, np.where(asked == instead_of, stream, asked))
 
 
 def _broken(name: str, part: object) -> Verify:
@@ -165,7 +166,7 @@ def _weights_of_another_temperature(logits_MV: Tensor, batch: SamplingBatch, cha
 
 _BROKEN = {
     "accepted without the ratio": _broken("accepts", _without_the_ratio),
-    "replaced from p": _broken("residual", lambda p_TV, q_TV: p_TV),
+    "replaced from p": _broken("residual_", lambda p_SV, q_SV, scale_S: p_SV),
     "one uniform accepts and replaces": _broken("uniforms", _shared(Stream.ACCEPT, instead_of=Stream.RESIDUAL)),
     "one uniform drafts and accepts": _broken("uniforms", _shared(Stream.DRAFT, instead_of=Stream.ACCEPT)),
     "bonus from q": _bonus_from_q,
@@ -176,5 +177,6 @@ _BROKEN = {
 @pytest.mark.parametrize("broken", _BROKEN.values(), ids=_BROKEN)
 def test_verification_that_is_slightly_wrong_is_found_out(broken: Verify) -> None:
     params, num_drafts = SamplingParams(temperature=1.3), 1
-    sequences, _ = _speculate(params, num_drafts, broken)
+    # With fewer draws than the sound one has to pass with.
+    sequences, _ = _speculate(params, num_drafts, broken, _NUM_REQUESTS // 2)
     assert joint_p_value(sequences, _joint(params)) < level(len(_CASES)) / 1e3
