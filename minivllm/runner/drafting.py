@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import takewhile
 
 import numpy as np
@@ -14,6 +14,7 @@ from minivllm.sampling.verify import Chains
 from minivllm.speculation.base import Drafter, DraftRequest, HostDrafter
 from minivllm.speculation.model import DraftHost, Drafts, ModelDrafter, Resume
 from minivllm.speculation.tree import DraftTree, accept
+from minivllm.transfer import upload
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -71,18 +72,30 @@ class StepDrafts:
         return list(range(sum(1 for _ in right)))
 
     def chains(self, sampling: Sequence[int]) -> Chains:
-        """The drafts of the chunks that sample, for the rule of drawn drafts."""
+        """The drafts of the chunks that sample, for the rule of drawn drafts; they stay where they are."""
         assert self.proposal is not None and self.proposal.drawn is not None
         place_of = {chunk: i for i, chunk in enumerate(sampling)}
-        token_ids = np.zeros((len(sampling), self.proposal.token_ids.shape[1]), dtype=np.int64)
-        for chunk, i in place_of.items():
-            token_ids[i, : self.counts[chunk]] = self.of_chunk(chunk)
+        # Those of a chunk that did not draft are not looked at.
+        rows = np.zeros(len(sampling), dtype=np.int64)
+        rows[[place_of[chunk] for chunk in self.places]] = np.arange(len(self.places))
+        drafts = self.proposal.token_ids
         return Chains(
             num_drafts=self.counts[list(sampling)],
-            token_ids=token_ids,
+            token_ids=drafts.index_select(0, upload(rows, drafts.device)),
             drawn=np.array([place_of[self.places[request]] for request in self.proposal.drawn.tolist()]),
             weights=self.proposal.weights,
         )
+
+    def told(self, drafter: Drafter, token_ids: Sequence[Sequence[int]]) -> StepDrafts:
+        """With the drafts of the requests that were asked, which were on the device alone.
+
+        Args:
+            token_ids: what lies behind a request's count is left away.
+        """
+        counts = self.counts[list(self.places)].tolist()
+        found = [tokens[:count] for tokens, count in zip(token_ids, counts, strict=True)]
+        _check(drafter, self.requests, found)
+        return replace(self, token_ids=_by_chunk(len(self.counts), self.places, found))
 
 
 def tell(drafter: Drafter, plan: StepPlan, rows: Rows) -> None:
@@ -95,13 +108,16 @@ def tell(drafter: Drafter, plan: StepPlan, rows: Rows) -> None:
         drafter.update(plan, rows)
 
 
-def propose(drafter: Drafter, host: DraftHost, chunks: Sequence[Chunk], rows: np.ndarray) -> StepDrafts | None:
+def propose(
+    drafter: Drafter, host: DraftHost, chunks: Sequence[Chunk], rows: np.ndarray, *, wait: bool = True
+) -> StepDrafts | None:
     """Ask for the drafts of a step.
 
     Args:
         drafter: asked once, for all chunks that may have drafts.
         host: the runner.
         chunks, rows: R of each, of the step.
+        wait: for the drafts of a drafter that computes; else they stay on the device until they are `told`.
 
     Returns:
         None where no chunk may have drafts, or none were found.
@@ -122,34 +138,43 @@ def propose(drafter: Drafter, host: DraftHost, chunks: Sequence[Chunk], rows: np
         for i in places
     ]
     counts = np.zeros(len(chunks), dtype=np.int64)
-    proposal = None
     if isinstance(drafter, HostDrafter):
         found = drafter.propose(requests)
+        _check(drafter, requests, found)
         counts[places] = [len(tokens) for tokens in found]
+        drafts = StepDrafts(
+            counts=counts,
+            requests=requests,
+            places=places,
+            token_ids=_by_chunk(len(chunks), places, found),
+            verdicts=_verdicts(drafter, requests, places, counts),
+        )
     else:
         assert isinstance(drafter, ModelDrafter)
         proposal = drafter.propose(requests, host)
         counts[places] = proposal.counts
-        found = [row[:count] for row, count in zip(proposal.token_ids.tolist(), proposal.counts, strict=True)]
-    token_ids: list[Sequence[int]] = [()] * len(chunks)
-    for place, request, tokens in zip(places, requests, found, strict=True):
-        token_ids[place] = tokens
-        vocab_size = drafter.target.model.spec.vocab_size
+        drafts = StepDrafts(counts=counts, requests=requests, places=places, proposal=proposal)
+        # Too many would be written over what is not theirs.
+        if wait or any(counts[i] > chunks[i].num_draft_tokens for i in places):
+            drafts = drafts.told(drafter, proposal.token_ids.tolist())
+    return drafts if counts.any() else None
+
+
+def _check(drafter: Drafter, requests: Sequence[DraftRequest], found: Sequence[Sequence[int]]) -> None:
+    vocab_size = drafter.target.model.spec.vocab_size
+    for request, tokens in zip(requests, found, strict=True):
         if len(tokens) > request.num_draft_tokens or not all(0 <= token < vocab_size for token in tokens):
             raise ValueError(
                 f"speculation={type(drafter).__name__}: proposes {list(tokens)} to request {request.request_id}: must "
                 f"be at most {request.num_draft_tokens} tokens in [0, {vocab_size})"
             )
-    if not counts.any():
-        return None
-    return StepDrafts(
-        counts=counts,
-        requests=requests,
-        places=places,
-        token_ids=token_ids,
-        proposal=proposal,
-        verdicts=_verdicts(drafter, requests, places, counts),
-    )
+
+
+def _by_chunk(num_chunks: int, places: Sequence[int], found: Sequence[Sequence[int]]) -> list[Sequence[int]]:
+    token_ids: list[Sequence[int]] = [()] * num_chunks
+    for place, tokens in zip(places, found, strict=True):
+        token_ids[place] = tokens
+    return token_ids
 
 
 def _verdicts(
