@@ -82,7 +82,7 @@ class Load:
     """Who runs when.
 
     Args:
-        texts: request i has text i, from the start again after the last.
+        texts: of requests in seat 0, 1, .., from the start again after the last.
         num_running: requests in a step, by the tokens that were put out before.
         num_output_tokens: of a request; another follows.
         num_prompt_tokens: computed beside the first step of a request.
@@ -129,18 +129,19 @@ def simulate(
 ) -> Run:
     """Run until so many tokens are out."""
     noise, run = random.Random(f"noise {seed}"), Run()
-    running: list[_Request] = []
+    seats: dict[int, _Request] = {}
     num_started = total = 0
     while total < num_tokens:
         step = len(run.tokens)
         num_prefill = 0
         want = load.num_running(total)
-        while len(running) < want:
-            text = load.texts[num_started % len(load.texts)]
-            running.append(_Request(num_started, text, random.Random(f"{seed} {num_started}")))
-            num_started += 1
-            num_prefill += load.num_prompt_tokens if step else 0
-        active = running[:want]
+        for seat in range(want):
+            if seat not in seats or seats[seat].num_tokens >= load.num_output_tokens:
+                text = load.texts[seat % len(load.texts)]
+                seats[seat] = _Request(num_started, text, random.Random(f"{seed} {num_started}"))
+                num_started += 1
+                num_prefill += load.num_prompt_tokens if step else 0
+        active = [seats[seat] for seat in range(want)]
         candidates = [
             DraftCandidate(request_id=r.request_id, num_output_tokens=r.num_tokens, limit=limit)
             for r in active
@@ -191,7 +192,6 @@ def simulate(
                 outcomes=tuple(outcomes),
             )
         )
-        running = [r for r in running if r.num_tokens < load.num_output_tokens]
     return run
 
 
