@@ -8,8 +8,8 @@ from minivllm.speculation.lengths.base import StepOutcome
 
 # Newest sample's share of a point's value is 1 in this many, once the point has seen them.
 _MEMORY = 12
-# A step can be slow for reasons of its own (a compilation, a neighbour), and never fast: no sample counts as slower than
-# expected by more than this share.
+# A step can be slow for reasons of its own (a compilation, a neighbour), and never fast: no sample counts as slower
+# than expected by more than this share.
 _MOST_RISE = 0.4
 
 
@@ -48,23 +48,19 @@ class Curve:
             # Nothing is known. The best is hoped for: a step will tell.
             return start_s
         right = bisect_left(counts, count)
-        if right < len(counts):
-            left = right - 1
-        else:
+        left = right - 1
+        if right == len(counts):
             # Beyond the last point: as steep as over the upper half, which noise tilts less than the last stretch.
-            right = len(counts) - 1
+            right -= 1
             left = bisect_left(counts, (counts[-1] + start) / 2)
-            left = left if left < right and counts[left] > start else -1
-        x_1, y_1 = counts[right], self._seconds[counts[right]]
-        x_0, y_0 = start, start_s
-        if left >= 0 and counts[left] > start:
+        x_0, y_0, x_1, y_1 = start, start_s, counts[right], self._seconds[counts[right]]
+        if 0 <= left < right and counts[left] > start:
             x_0, y_0 = counts[left], self._seconds[counts[left]]
         slope = (y_1 - y_0) / (x_1 - x_0)
         if count > x_1:
-            # Of one point's cost, half may be that of drafting at all.
-            slope = slope / 2 if left < 0 else slope
-            return max(start_s, y_1 + max(0.0, slope) * (count - x_1))
-        return max(start_s, y_0 + slope * (count - x_0))
+            # Where one point is known, half of its cost may be that of drafting at all.
+            slope = max(0.0, slope if x_0 > start else slope / 2)
+        return max(start_s, y_1 + slope * (count - x_1))
 
     def slope(self, count: int) -> float:
         """Seconds for one more, seen over the upper half: near `count` alone, noise is larger than the difference."""
@@ -178,7 +174,7 @@ def size_class(num_requests: int) -> int:
 
 
 def _is_prefill(num_requests: int, num_prefill_tokens: int) -> bool:
-    """Whether a step is rather one of prompts than of decoding; the last token of a request that cannot draft is not."""
+    """Whether a step is rather one of prompts than of decoding; others may be last tokens, which draft nothing."""
     return num_prefill_tokens > num_requests
 
 
