@@ -11,6 +11,7 @@ from torch import Tensor
 
 from minivllm.attention.base import AttentionShape, PackedBatch
 from minivllm_kernels.paged_attention.cpu import paged_attention
+from minivllm_kernels.prefill_attention.tree import count_seen, newest_seen
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -20,10 +21,12 @@ class NumbaMetadata:
     positions: Tensor
     slot_mapping: Tensor
     # [N] int64, the request that each packed token belongs to
-    token_rows: np.ndarray
+    token_rows: Tensor
     # [R, max_blocks] int32, contiguous
-    block_table: np.ndarray
+    block_table: Tensor
     max_context_len: int
+    # [N, 4] int64, what each token sees, by sliding window; empty where there are no trees. See `paged_attention`.
+    key_spans: dict[int | None, Tensor]
 
 
 class NumbaAttention:
@@ -42,20 +45,28 @@ class NumbaAttention:
             )
         self.shape = shape
         self._layers = list(kv_cache)
+        self._windows = tuple(dict.fromkeys(shape.sliding_windows))
         self._scale = shape.head_dim**-0.5
 
     def prepare(self, batch: PackedBatch) -> NumbaMetadata:
         num_rows, num_tokens = len(batch.context_lens), len(batch.token_ids)
         rows = np.arange(num_rows)
+        if num_tokens != num_rows:
+            rows = np.repeat(rows, np.diff(batch.cu_seqlens_q))
+        key_spans = {}
+        if batch.trees is not None:
+            key_spans = {window: _key_spans(batch, window) for window in self._windows}
         return NumbaMetadata(
             positions=batch.positions,
             slot_mapping=batch.slot_mapping,
-            token_rows=rows if num_tokens == num_rows else np.repeat(rows, np.diff(batch.cu_seqlens_q)),
-            block_table=np.ascontiguousarray(batch.block_table),
+            token_rows=torch.from_numpy(rows),
+            block_table=torch.from_numpy(np.ascontiguousarray(batch.block_table)),
             max_context_len=int(batch.context_lens.max()),
+            key_spans=key_spans,
         )
 
     def attend(self, qkv: Tensor, layer: int, metadata: NumbaMetadata) -> Tensor:
+        window = self.shape.sliding_windows[layer]
         return paged_attention(
             qkv,
             self._layers[layer],
@@ -66,5 +77,22 @@ class NumbaAttention:
             max_context_len=metadata.max_context_len,
             num_heads=self.shape.num_heads,
             scale=self._scale,
-            sliding_window=self.shape.sliding_windows[layer],
+            sliding_window=window,
+            key_spans=metadata.key_spans.get(window),
         )
+
+
+def _key_spans(batch: PackedBatch, window: int | None) -> Tensor:
+    """[N, 4] int64: see `paged_attention`."""
+    assert batch.trees is not None
+    query_lens = np.diff(batch.cu_seqlens_q)
+    num_before = np.repeat(batch.context_lens - query_lens, query_lens)
+    is_tree = np.repeat(batch.trees.is_tree, query_lens)
+    positions, seen = batch.positions.numpy(), np.where(is_tree, batch.trees.seen, np.uint64(0))
+    ends = np.where(is_tree, num_before, positions + 1)
+    starts = np.zeros_like(ends)
+    if window is not None:
+        starts = np.minimum(np.maximum(positions + 1 - window, 0), ends)
+        seen = newest_seen(seen, window)
+    spans = [starts, ends, seen.view(np.int64), ends - starts + count_seen(seen)]
+    return torch.from_numpy(np.stack(spans, axis=1))

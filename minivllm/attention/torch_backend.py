@@ -18,11 +18,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from minivllm.attention.base import AttentionShape, PackedBatch
+from minivllm_kernels.prefill_attention.tree import count_seen, newest_seen
 
 # How much padding a group may carry, in keys read and in (query, key) pairs computed, before the next request opens a
 # group of its own. Chosen from the cost of an operation and of a gathered key; not tuned by a sweep.
 _MAX_PADDED_KEYS = 1024
 _MAX_PADDED_PAIRS = 64 * 1024
+
+
+# A tree's place in its group, where its own keys lie, and which of them each padded query sees: [Q] uint64.
+_Tree = tuple[int, slice, np.ndarray]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -83,12 +88,15 @@ class TorchAttention:
         lens, contexts = query_lens[rows], batch.context_lens[rows]
         query_len = int(lens.max())
         whole = len(rows) == len(query_lens) and int(lens.min()) == query_len and bool((np.diff(rows) == 1).all())
+        # [B, Q] place of each padded query among its request's, and among all.
+        offsets = np.minimum(np.arange(query_len), lens[:, None] - 1)
+        queries = batch.cu_seqlens_q[rows][:, None] + offsets
         query_indices = None
         if not whole:
-            offsets = np.minimum(np.arange(query_len), lens[:, None] - 1)
-            query_indices = torch.from_numpy((batch.cu_seqlens_q[rows][:, None] + offsets).ravel().astype(np.int64))
-            query_indices = query_indices.to(device)
-        if len(rows) == 1 and query_len > 1 and int(contexts[0]) == query_len and self._windows == (None,):
+            query_indices = torch.from_numpy(queries.ravel().astype(np.int64)).to(device)
+        tree_rows = [] if batch.trees is None else np.flatnonzero(batch.trees.is_tree[rows]).tolist()
+        whole_prompt = len(rows) == 1 and query_len > 1 and int(contexts[0]) == query_len and not tree_rows
+        if whole_prompt and self._windows == (None,):
             # A whole prompt: its keys are in this step's tensors, and the causal flag masks them.
             return _Group(
                 num_requests=1, query_len=query_len, num_keys=query_len, query_indices=query_indices,
@@ -98,22 +106,37 @@ class TorchAttention:
         # Padding reads block 0, and the mask hides it.
         blocks = np.maximum(batch.block_table[rows, :num_blocks], 0).ravel()
         num_keys = num_blocks * self.shape.block_size
-        # Position of each padded query, which decides what keys it sees.
-        positions = (contexts - lens)[:, None] + np.minimum(np.arange(query_len), lens[:, None] - 1)
+        # Of each padded query its position, and the end of the keys that it sees whatever it is.
+        positions = (contexts - lens)[:, None] + offsets
+        ends = positions + 1
+        trees: list[_Tree] = []
+        for i in tree_rows:
+            assert batch.trees is not None
+            seen = batch.trees.seen[queries[i]]
+            ends[i] = contexts[i] - lens[i]
+            # A draft is as deep as it has ancestors.
+            positions[i] = ends[i] + count_seen(seen) - 1
+            trees.append((i, slice(int(ends[i, 0]), int(contexts[i])), seen))
         return _Group(
             num_requests=len(rows),
             query_len=query_len,
             num_keys=num_keys,
             query_indices=query_indices,
             block_ids=_side_by_side(blocks, len(rows)) or torch.from_numpy(blocks).to(device),
-            masks={window: self._mask(positions, num_keys, window).to(device) for window in self._windows},
+            masks={window: self._mask(positions, ends, trees, num_keys, window).to(device) for window in self._windows},
         )
 
-    def _mask(self, positions_BQ: np.ndarray, num_keys: int, window: int | None) -> Tensor:
+    def _mask(
+        self, positions_BQ: np.ndarray, ends_BQ: np.ndarray, trees: list[_Tree], num_keys: int, window: int | None
+    ) -> Tensor:
         keys_S = np.arange(num_keys)
-        hidden = keys_S > positions_BQ[..., None]
+        hidden = keys_S >= ends_BQ[..., None]
         if window is not None:
             hidden |= keys_S <= positions_BQ[..., None] - window
+        for i, own_keys, seen in trees:
+            bits = seen if window is None else newest_seen(seen, window)
+            bits = bits[:, None] >> np.arange(own_keys.stop - own_keys.start, dtype=np.uint64)
+            hidden[i, :, own_keys] = (bits & np.uint64(1)) == 0
         # Query rows are (position, head of the group), as `attend` lays them out; of one position all are alike.
         if positions_BQ.shape[1] > 1:
             hidden = np.repeat(hidden, self.group_size, axis=1)

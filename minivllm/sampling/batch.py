@@ -172,7 +172,7 @@ def _row_values(
     dtype: type[np.generic],
     device: torch.device | str,
 ) -> RowValues | None:
-    used = [(index, get(p)) for index, p in enumerate(params) if uses(get(p))]
+    used = [(index, value) for index, p in enumerate(params) if uses(value := get(p))]
     if not used:
         return None
     rows, values = zip(*used, strict=True)

@@ -13,10 +13,13 @@ its row's token is the draft itself, and the first other token ends the run. Thr
   drawn from it;
 - the row after the last draft: a TOKEN draw.
 
+(Where p and q are equal but for rounding, a replacement may be the draft again. Then it stands, too: what follows it
+was drafted and scored for it.)
+
 A uniform is used twice only where its first use came to nothing: positions beyond a rejection are drafted again.
 
 Shape suffixes: M rows of logits, R requests, Q of them with drawn drafts, K most drafts of one, V vocabulary, S rows of
-a sampling group, T of them with a drawn draft.
+a sampling group.
 """
 
 from __future__ import annotations
@@ -30,6 +33,8 @@ from torch import Tensor
 from minivllm.sampling.batch import RowGroup, SamplingBatch, to_tensor
 from minivllm.sampling.random import Stream, uniforms
 from minivllm.sampling.sampler import RowMax, SampleOutput, draw_tokens, invert, sample, torch_row_max
+
+_STREAMS = np.array([Stream.ACCEPT, Stream.RESIDUAL], dtype=np.uint64)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -133,69 +138,71 @@ class _DrawnDrafts:
     """The rows whose draft was drawn: which they are, and what takes the place of their TOKEN draw."""
 
     def __init__(self, batch: SamplingBatch, chains: Chains, weights: Tensor) -> None:
-        num_requests, num_drafts = len(chains.num_drafts), np.asarray(chains.num_drafts)
-        assert weights.shape[:2] == (len(chains.drawn), chains.token_ids.shape[1]), "weights of other drafts"
-        self._batch = batch
+        num_requests, num_drafts, width = len(chains.num_drafts), chains.num_drafts, chains.token_ids.shape[1]
+        assert weights.shape[:2] == (len(chains.drawn), width), "weights of other drafts"
+        self._rows = batch.rows
         self._weights = weights.reshape(-1, weights.shape[-1])
-        self._token_ids = chains.token_ids
+        self._token_ids = chains.token_ids.reshape(-1)
         # [M] request of each row, and how many drafts are before it
         request_M = np.repeat(np.arange(num_requests), num_drafts + 1)
-        first_R = np.cumsum(num_drafts + 1) - num_drafts - 1
-        depth_M = np.arange(len(request_M)) - first_R[request_M]
+        depth_M = np.arange(len(request_M)) - (np.cumsum(num_drafts + 1) - num_drafts - 1)[request_M]
         place_R = np.full(num_requests, -1)
         place_R[chains.drawn] = np.arange(len(chains.drawn))
-        self._is_drawn_M = (depth_M < num_drafts[request_M]) & (place_R[request_M] >= 0)
-        # [M] place of each row's draft in flattened weights and in flattened token ids; of use where it is drawn
-        width = chains.token_ids.shape[1]
-        self._weight_M = place_R[request_M] * width + depth_M
-        self._draft_M = request_M * width + depth_M
+        place_M = place_R[request_M]
+        drawn_M = (depth_M < num_drafts[request_M]) & (place_M >= 0)
+        # [3, M]: whether the row's draft was drawn; and if so, its places in flattened weights and flattened token ids
+        self._places_M = np.stack([drawn_M, place_M * width + depth_M, request_M * width + depth_M]) * drawn_M
 
     def draw(self, weights_SV: Tensor, group: RowGroup) -> Tensor:
         """`draw_tokens`, but for the rows whose draft was drawn."""
-        members = np.asarray(group.members)
-        inside = np.flatnonzero(self._is_drawn_M[members])
-        if not len(inside):
-            return draw_tokens(weights_SV, group)
         assert group.draws is not None
-        rows = members[inside]
-        chosen = [self._batch.rows[row] for row in rows.tolist()]
-        seeds, positions = [row.seed for row in chosen], [row.position for row in chosen]
         device = weights_SV.device
-        inside_T = to_tensor(inside, np.int64, device)
-        token_T = self._tokens(self._draft_M[rows], device)
-        accept_T, residual_T = (
-            to_tensor(uniforms(seeds, positions, stream), np.float64, device)
-            for stream in (Stream.ACCEPT, Stream.RESIDUAL)
-        )
-        q_TV = self._weights.index_select(0, to_tensor(self._weight_M[rows], np.int64, device))
-        q_TV /= q_TV.sum(dim=-1, keepdim=True)
-        p_TV = weights_SV.index_select(0, inside_T)
-        p_TV /= p_TV.sum(dim=-1, keepdim=True)
-
-        accepted_T = accepts(p_TV, q_TV, token_T, accept_T)
-        weights_SV.index_copy_(0, inside_T, residual(p_TV, q_TV))
-        uniforms_S = group.draws.uniforms.index_copy(0, inside_T, residual_T)
-        ids_S = invert(weights_SV, uniforms_S)
-        return ids_S.index_copy_(0, inside_T, torch.where(accepted_T, token_T, ids_S.index_select(0, inside_T)))
-
-    def _tokens(self, places: np.ndarray, device: torch.device) -> Tensor:
+        places_S = self._places_M if len(group.members) == len(self._rows) else self._places_M[:, group.members]
+        if not places_S[0].any():
+            return draw_tokens(weights_SV, group)
+        rows = [self._rows[row] for row in group.members]
+        seeds, positions = [row.seed for row in rows], [row.position for row in rows]
+        hashed = uniforms(seeds * 2, positions * 2, np.repeat(_STREAMS, len(rows)))
+        accept_S, residual_S = to_tensor(hashed, np.float64, device).view(2, -1)
+        drawn_S, weight_S, draft_S = to_tensor(places_S, np.int64, device)
         if isinstance(self._token_ids, Tensor):
-            at = to_tensor(places, np.int64, self._token_ids.device)
-            return self._token_ids.reshape(-1).index_select(0, at).to(device)
-        return to_tensor(self._token_ids.reshape(-1)[places], np.int64, device)
+            token_S = self._token_ids.index_select(0, draft_S)
+        else:
+            token_S = to_tensor(self._token_ids[places_S[2]], np.int64, device)
+        # Place 0 may hold no draft.
+        token_S = token_S * drawn_S
+
+        # Rows without a drawn draft go along: nothing of q is taken from them, so that p is left.
+        q_SV = self._weights.index_select(0, weight_S)
+        scale_S = weights_SV.sum(dim=-1) / q_SV.sum(dim=-1)
+        scale_S.masked_fill_(drawn_S == 0, 0)
+        accepted_S = accepts(weights_SV, q_SV, scale_S, token_S, accept_S)
+        left_SV = residual_(weights_SV, q_SV, scale_S)
+        ids_S = invert(left_SV, torch.where(drawn_S > 0, residual_S, group.draws.uniforms))
+        return torch.where(accepted_S & (drawn_S > 0), token_S, ids_S)
 
 
-def accepts(p_TV: Tensor, q_TV: Tensor, token_T: Tensor, uniforms_T: Tensor) -> Tensor:
-    """[T] bool: whether a token that was drawn from q stands for one of p, with probability min(1, p / q)."""
-    p_T, q_T = (values_TV.gather(-1, token_T[:, None]).squeeze(-1) for values_TV in (p_TV, q_TV))
-    return uniforms_T * q_T < p_T
+def accepts(p_SV: Tensor, q_SV: Tensor, scale_S: Tensor, token_S: Tensor, uniforms_S: Tensor) -> Tensor:
+    """[S] bool: whether a token that was drawn from q stands for one of p, with probability min(1, p / q).
+
+    Args:
+        p_SV, q_SV: [S, V] float64, unnormalized.
+        scale_S: what q is multiplied by to have the sum of p.
+        token_S, uniforms_S: [S].
+    """
+    p_S, q_S = (values_SV.gather(-1, token_S[:, None]).squeeze(-1) for values_SV in (p_SV, q_SV))
+    return uniforms_S * (q_S * scale_S) < p_S
 
 
-def residual(p_TV: Tensor, q_TV: Tensor) -> Tensor:
-    """[T, V] unnormalized: what a rejected token is replaced from, so that both ways together draw from p.
+def residual_(p_SV: Tensor, q_SV: Tensor, scale_S: Tensor) -> Tensor:
+    """[S, V] unnormalized: what a rejected token is replaced from, so that both ways together draw from p.
 
     Where nothing is left, p and q are equal but for rounding, and p serves as well; where q is no numbers, nothing
     drawn from it is accepted, and p is what has to be drawn from.
+
+    Args: as in `accepts`; `q_SV` is used up.
     """
-    left_TV = (p_TV - q_TV).clamp_(min=0)
-    return torch.where(left_TV.sum(dim=-1, keepdim=True) > 0, left_TV, p_TV)
+    left_SV = q_SV.mul_(-scale_S[:, None]).add_(p_SV).clamp_(min=0).nan_to_num_(nan=0.0)
+    nothing_S1 = left_SV.sum(dim=-1, keepdim=True) == 0
+    # A `where` over whole rows costs several times as much on a CPU.
+    return left_SV.addcmul_(p_SV, nothing_S1.to(p_SV.dtype))

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import subprocess
 import sys
 from dataclasses import dataclass, replace
@@ -13,6 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from minivllm.speculation.tree import DraftTree
 from minivllm_kernels.prefill_attention import kernel
 from minivllm_kernels.prefill_attention.config import PrefillConfig, choose_config
 from minivllm_kernels.prefill_attention.kernel import prefill_attention
@@ -258,10 +260,25 @@ def test_kv_in_8_bits_is_what_its_scales_say(kv_dtype, dtype) -> None:
     _assert_close(batch, _run(batch, kv_scales=scales), kv_scales=scales)
 
 
-def test_a_tree_with_a_sliding_window_is_refused_with_what_to_choose() -> None:
-    batch = _make_batch([(2, 2)])
-    with pytest.raises(ValueError, match=r"^sliding_window=7 with a tree of drafts: .*; choose a drafter of chains$"):
-        _run(batch, sliding_window=7, tree_mask=pack_tree_mask(torch.ones(2, 2).bool()))
+@pytest.mark.parametrize("window", [1, 3, 9, 30], ids=lambda w: f"W{w}")
+@pytest.mark.parametrize("config", [SMALL, OVERLAPPED], ids=["plain", "overlapped"])
+def test_the_window_of_a_draft_is_counted_in_positions_not_in_places(config, window) -> None:
+    # Trees without a past, over several tiles of rows and keys, and of a root alone.
+    lens = [(6, 6), (19, 53), (1, 17), (11, 37)]
+    batch = _make_batch(lens, group_size=2, block_size=4)
+    chance, bits, positions = random.Random(window), [], []
+    for queries, context in lens:
+        tree = DraftTree(tuple(chance.randint(-1, node - 1) for node in range(queries - 1))) if queries > 1 else None
+        bits += [1] if tree is None else tree.seen_bits(tree.num_nodes).tolist()
+        positions += [context - queries + depth for depth in (0, *(() if tree is None else tree.depths))]
+    trees = {
+        "tree_mask": torch.tensor(bits)[:, None],
+        "positions": torch.tensor(positions),
+        "sliding_window": window,
+    }
+    expected = prefill_attention_reference(*batch.tensors, scale=SCALE, **trees)
+    _forget_before_window(batch, window)
+    torch.testing.assert_close(_run(batch, config=config, **trees), expected, rtol=3e-6, atol=3e-6)
 
 
 @given(

@@ -44,11 +44,12 @@ SEARCH_WIDTH = tl.constexpr(256)
 
 @triton.jit(do_not_specialize=["window", "num_requests", "num_tiles", "stride_table", "stride_tree"])
 def _prefill_attention(
-    q_ptr, cache_ptr, scales_ptr, tree_ptr, table_ptr, cu_seqlens_ptr, context_lens_ptr, out_ptr, qk_scale, window,
-    num_requests, num_tiles, stride_q, stride_out, stride_table, stride_tree, stride_block, stride_slot, stride_kv,
-    stride_head, K: tl.constexpr, G: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_SIZE: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, HAS_WINDOW: tl.constexpr, HAS_TREE: tl.constexpr,
-    HAS_SCALES: tl.constexpr, FP8: tl.constexpr, ONE_TILE: tl.constexpr, OVERLAP: tl.constexpr,
+    q_ptr, cache_ptr, scales_ptr, tree_ptr, positions_ptr, table_ptr, cu_seqlens_ptr, context_lens_ptr, out_ptr,
+    qk_scale, window, num_requests, num_tiles, stride_q, stride_out, stride_table, stride_tree, stride_block,
+    stride_slot, stride_kv, stride_head, K: tl.constexpr, G: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, HAS_WINDOW: tl.constexpr,
+    HAS_TREE: tl.constexpr, HAS_SCALES: tl.constexpr, FP8: tl.constexpr, ONE_TILE: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):  # fmt: skip
     TOKENS: tl.constexpr = BLOCK_M // G
     # K/V heads of a tile side by side; last tiles first, as they have the most keys.
@@ -85,26 +86,32 @@ def _prefill_attention(
     columns = (head * G + offs_m % G) * D
     q = tl.load(q_ptr + ((rows * stride_q + columns)[:, None] + offs_d[None, :]), mask=mask_q, other=0.0)
 
-    # Keys [lo, hi) are seen by some row, keys [full, full_end) by all, and `start` begins lo's tile.
+    # Keys [lo, hi) are seen by some row, keys [full, full_end) by all, and `start` begins lo's tile. A draft of a tree
+    # is at its place among the queries, or nearer to the root.
     first_new = context_len - num_queries
     first_pos = first_new + first_token
     pos = first_new + tokens
-    hi = tl.minimum(first_pos + TOKENS, context_len)
+    end_pos = tl.minimum(first_pos + TOKENS, context_len)
+    hi = end_pos
     full_end = (first_pos + 1) // BLOCK_N * BLOCK_N
     lo = 0
     start = 0
     full = 0
-    if HAS_WINDOW:
-        lo = tl.maximum(first_pos - window + 1, 0)
-        start = lo // BLOCK_N * BLOCK_N
-        full = tl.minimum((tl.maximum(hi - window, 0) + BLOCK_N - 1) // BLOCK_N * BLOCK_N, hi)
-        full_end = tl.maximum(full, full_end)
+    tree_ptrs = tree_ptr
+    places_ptr = positions_ptr
     if HAS_TREE:
         hi = context_len
         full_end = first_new // BLOCK_N * BLOCK_N
-    tree_ptrs = tree_ptr
-    if HAS_TREE:
         tree_ptrs = tree_ptr + rows * stride_tree
+        if HAS_WINDOW:
+            first_pos = first_new
+            pos = tl.load(positions_ptr + rows, mask=mask_m, other=0).to(tl.int32)
+            places_ptr = positions_ptr + first_query
+    if HAS_WINDOW:
+        lo = tl.maximum(first_pos - window + 1, 0)
+        start = lo // BLOCK_N * BLOCK_N
+        full = tl.minimum((tl.maximum(end_pos - window, 0) + BLOCK_N - 1) // BLOCK_N * BLOCK_N, hi)
+        full_end = tl.maximum(full, full_end)
 
     table_ptr += request.to(tl.int64) * stride_table
     k_ptr = cache_ptr + head * stride_head
@@ -130,14 +137,14 @@ def _prefill_attention(
         if OVERLAP:
             acc, m_i, l_i, p, qk = attend_overlapped(
                 acc, m_i, l_i, p, qk, q, k_ptr, v_ptr, table_ptr, first, end, lo, hi, pos, mask_m, window, first_new,
-                tree_ptrs, qk_scale, stride_block, stride_slot, D, BLOCK_D, BLOCK_N, BLOCK_SIZE, phase != 1, HAS_WINDOW,
-                HAS_TREE,
+                tree_ptrs, places_ptr, qk_scale, stride_block, stride_slot, D, BLOCK_D, BLOCK_N, BLOCK_SIZE, phase != 1,
+                HAS_WINDOW, HAS_TREE,
             )  # fmt: skip
         else:
             acc, m_i, l_i = attend(
                 acc, m_i, l_i, q, k_ptr, v_ptr, scales_ptr, table_ptr, first, end, lo, hi, pos, mask_m, window,
-                first_new, tree_ptrs, qk_scale, stride_block, stride_slot, K, D, BLOCK_D, BLOCK_N, BLOCK_SIZE,
-                phase != 1, HAS_WINDOW, HAS_TREE, HAS_SCALES, FP8,
+                first_new, tree_ptrs, places_ptr, qk_scale, stride_block, stride_slot, K, D, BLOCK_D, BLOCK_N,
+                BLOCK_SIZE, phase != 1, HAS_WINDOW, HAS_TREE, HAS_SCALES, FP8,
             )  # fmt: skip
     if OVERLAP:
         last = (hi - 1) // BLOCK_N * BLOCK_N
@@ -164,6 +171,7 @@ def prefill_attention(
     sliding_window: int | None = None,
     kv_scales: Tensor | None = None,
     tree_mask: Tensor | None = None,
+    positions: Tensor | None = None,
     out: Tensor | None = None,
     config: PrefillConfig | None = None,
 ) -> Tensor:
@@ -181,20 +189,14 @@ def prefill_attention(
         sliding_window: keys that a query sees, itself included; None is all.
         kv_scales: [num_blocks, block_size, 2, K] float32 contiguous.
         tree_mask: [N, W] int64 from `pack_tree_mask`; W * 64 is at least max_query_len.
+        positions: [N] int64 of the queries, where trees meet a sliding window: a query's is at most what it would be
+            in a chain, and at least that of its request's first.
         out: [N, H, D] to write to, any stride between tokens.
         config: fixes the tiles; None is what `choose_config` says.
 
     Returns:
         [N, H, D] in q's dtype. Rows of queries that belong to nobody are not written.
-
-    Raises:
-        ValueError: a draft tree meets a sliding window.
     """
-    if tree_mask is not None and sliding_window is not None:
-        raise ValueError(
-            f"sliding_window={sliding_window} with a tree of drafts: where a draft stands is not known here; "
-            "choose a drafter of chains"
-        )
     num_tokens, num_heads, head_dim = q.shape
     _, block_size, _, num_kv_heads, _ = kv_cache.shape
     group_size = num_heads // num_kv_heads
@@ -207,6 +209,7 @@ def prefill_attention(
     assert block_table.shape[0] == num_requests == cu_seqlens_q.shape[0] - 1
     assert (kv_scales is None) == (kv_cache.dtype == q.dtype) and (kv_scales is None or kv_scales.is_contiguous())
     assert tree_mask is None or (tree_mask.shape[1] * 64 >= max_query_len and tree_mask.stride(1) == 1)
+    assert tree_mask is None or sliding_window is None or (positions is not None and positions.stride(0) == 1)
     assert scale > 0 and (sliding_window is None or sliding_window >= 1)
     if num_tokens == 0 or num_requests == 0:
         return out
@@ -232,9 +235,10 @@ def prefill_attention(
         fp8 = "native" if capability >= (8, 9) else "by bits"
     num_tiles = num_requests if one_tile else num_tokens // tokens_per_tile + num_requests
     _prefill_attention[(num_tiles * num_kv_heads,)](
-        q, kv_cache.view(torch.uint8) if fp8 else kv_cache, kv_scales, tree_mask, block_table, cu_seqlens_q,
-        context_lens, out, scale * math.log2(math.e), sliding_window or 0, num_requests, num_tiles, q.stride(0),
-        out.stride(0), block_table.stride(0), 0 if tree_mask is None else tree_mask.stride(0), *kv_cache.stride()[:4],
+        q, kv_cache.view(torch.uint8) if fp8 else kv_cache, kv_scales, tree_mask,
+        None if tree_mask is None or sliding_window is None else positions, block_table, cu_seqlens_q, context_lens,
+        out, scale * math.log2(math.e), sliding_window or 0, num_requests, num_tiles, q.stride(0), out.stride(0),
+        block_table.stride(0), 0 if tree_mask is None else tree_mask.stride(0), *kv_cache.stride()[:4],
         **_constants(
             num_kv_heads=num_kv_heads,
             group_size=group_size,
@@ -303,6 +307,7 @@ def specialisations() -> Iterator[Specialisation]:
             # By bits, as on chips before 8.9: the instruction of later ones does not compile for them.
             yield _specialisation("fp16", head_dim=128, hopper=hopper, length=length, kv="u8", fp8="by bits")
         yield _specialisation("bf16", head_dim=128, hopper=hopper, has_window=True)
+        yield _specialisation("bf16", head_dim=128, hopper=hopper, length=4, has_window=True, has_tree=True)
         yield _specialisation("bf16", head_dim=128, hopper=hopper, length=100)
         yield _specialisation("fp32", head_dim=128, hopper=hopper)
 
@@ -345,10 +350,11 @@ def _specialisation(
     types = {"q_ptr": f"*{dtype}", "cache_ptr": f"*{kv or dtype}", "out_ptr": f"*{dtype}", "qk_scale": "fp32"}
     types |= {"scales_ptr": "*fp32"} if kv else {}
     types |= {"tree_ptr": "*i64"} if has_tree else {}
+    types |= {"positions_ptr": "*i64"} if has_tree and has_window else {}
     types |= dict.fromkeys(["table_ptr", "cu_seqlens_ptr", "context_lens_ptr"], "*i32")
     strides = ["stride_q", "stride_out", "stride_block", "stride_slot", "stride_kv", "stride_head"]
     types |= dict.fromkeys(["window", "num_requests", "num_tiles", "stride_table", "stride_tree", *strides], "i32")
-    absent = {name: None for name in ("scales_ptr", "tree_ptr") if name not in types}
+    absent = {name: None for name in ("scales_ptr", "tree_ptr", "positions_ptr") if name not in types}
     traits = [f"KV-{fp8 and 'fp8' or kv}" * bool(kv), "window" * has_window, "tree" * has_tree, "A100" * (not hopper)]
     parts = [dtype, f"D{head_dim}", f"G{group_size}", f"B{block_size}", f"N{length}", *filter(None, traits)]
     return Specialisation(

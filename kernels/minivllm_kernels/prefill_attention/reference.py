@@ -23,6 +23,7 @@ def prefill_attention_reference(
     sliding_window: int | None = None,
     kv_scales: Tensor | None = None,
     tree_mask: Tensor | None = None,
+    positions: Tensor | None = None,
 ) -> Tensor:
     """As `paged_attention_reference`, and for a tree of drafts each query sees the new tokens that its mask names.
 
@@ -33,6 +34,8 @@ def prefill_attention_reference(
         tree_mask: [N, W] int64 from `pack_tree_mask`. Query i sees all tokens of its request that were computed before
             this step, and of the request's queries those j whose bit `tree_mask[i]` has, itself only if so. A query
             that sees nothing gives 0.
+        positions: [N] int64 of the queries, and so of the new keys; for trees with a sliding window, which counts
+            positions: key position > query position - window.
 
     Returns:
         [N, H, D] in the dtype of `q_NHD`, computed in float64.
@@ -46,7 +49,6 @@ def prefill_attention_reference(
             q_NHD, kv_cache, block_table, cu_seqlens_q, context_lens, scale=scale, sliding_window=sliding_window
         )
 
-    assert sliding_window is None, "where a draft stands is not known here, so neither is its window"
     block_size, num_heads = kv_cache.shape[1], q_NHD.shape[1]
     group_size = num_heads // kv_cache.shape[3]
     bounds, mask = cu_seqlens_q.tolist(), unpack_tree_mask(tree_mask)
@@ -60,6 +62,10 @@ def prefill_attention_reference(
         for query in range(first, end):
             drafts = mask[query, : end - first].nonzero().flatten() + num_before
             seen = torch.cat([torch.arange(num_before), drafts])
+            if sliding_window is not None:
+                assert positions is not None, "a tree's window needs its positions"
+                places = torch.cat([torch.arange(num_before), positions[first:end]])
+                seen = seen[places[seen] > positions[query] - sliding_window]
             for head in range(num_heads):
                 keys, values = kv[seen, :, head // group_size].unbind(dim=1)
                 probabilities = (keys @ q_NHD[query, head].double() * scale).softmax(dim=-1)

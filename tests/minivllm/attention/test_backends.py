@@ -1,8 +1,10 @@
-"""Every backend for CPUs against the definition in `minivllm_kernels.paged_attention.reference`."""
+"""Every backend against the definitions in `minivllm_kernels.paged_attention.reference` and, where there are trees of
+drafts, `minivllm_kernels.prefill_attention.reference`."""
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 
 import hypothesis.strategies as st
 import numpy as np
@@ -10,15 +12,24 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 
-from minivllm.attention.base import AttentionShape, PackedBatch
+from minivllm.attention.base import AttentionShape, PackedBatch, TreeQueries
 from minivllm.attention.numba_backend import NumbaAttention
 from minivllm.attention.torch_backend import TorchAttention
 from minivllm.attention.triton_backend import TritonAttention
+from minivllm.speculation.tree import DraftTree
 from minivllm_kernels.paged_attention.reference import paged_attention_reference
+from minivllm_kernels.prefill_attention.reference import prefill_attention_reference
+from minivllm_kernels.prefill_attention.tree import pack_tree_mask
+
+_FORK = DraftTree((-1, -1, 0, 1))
+_BUSH = DraftTree((-1, 0, 0, -1, 2, 4, 3, 5, 0))
 
 
 def _make_case(query_lens, computed, *, num_kv_heads, group, head_dim, block_size, window, seed=0, in_order=False):
-    """A batch over a cache that holds random K/V everywhere, and NaN nowhere but in nobody's block."""
+    """A batch over a cache that holds random K/V everywhere. A `DraftTree` in place of a number of queries has one for
+    its root and each of its nodes."""
+    trees = [lens if isinstance(lens, DraftTree) else None for lens in query_lens]
+    query_lens = [lens.num_nodes + 1 if isinstance(lens, DraftTree) else lens for lens in query_lens]
     generator = torch.Generator().manual_seed(seed)
     contexts = [q + c for q, c in zip(query_lens, computed, strict=True)]
     blocks_each = [-(-c // block_size) for c in contexts]
@@ -34,9 +45,14 @@ def _make_case(query_lens, computed, *, num_kv_heads, group, head_dim, block_siz
     num_heads = num_kv_heads * group
     cache = torch.randn(2, num_blocks, block_size, 2, num_kv_heads, head_dim, generator=generator)
     qkv = torch.randn(sum(query_lens), (num_heads + 2 * num_kv_heads) * head_dim, generator=generator)
-    positions = np.concatenate([np.arange(c, c + q) for q, c in zip(query_lens, computed, strict=True)])
+    places = np.concatenate([np.arange(c, c + q) for q, c in zip(query_lens, computed, strict=True)])
     rows = np.repeat(np.arange(len(query_lens)), query_lens)
-    slots = table[rows, positions // block_size].astype(np.int64) * block_size + positions % block_size
+    slots = table[rows, places // block_size].astype(np.int64) * block_size + places % block_size
+    positions, seen = places.copy(), np.full(len(places), 0xDEAD, dtype=np.uint64)
+    for row, tree in enumerate(trees):
+        if tree is not None:
+            positions[rows == row] = computed[row] + np.array([0, *tree.depths])
+            seen[rows == row] = tree.seen_bits(tree.num_nodes)
     batch = PackedBatch(
         token_ids=torch.zeros(len(positions), dtype=torch.int64),
         positions=torch.from_numpy(positions),
@@ -45,6 +61,7 @@ def _make_case(query_lens, computed, *, num_kv_heads, group, head_dim, block_siz
         context_lens=np.array(contexts, dtype=np.int64),
         block_table=table,
         sample_indices=torch.zeros(0, dtype=torch.int64),
+        trees=TreeQueries(is_tree=np.array([tree is not None for tree in trees]), seen=seen) if any(trees) else None,
     )
     shape = AttentionShape(
         num_layers=2,
@@ -100,17 +117,145 @@ def _check_layers(kind, batch, shape, cache, qkv) -> None:
         got = backend.attend(qkv, layer, metadata)
         written = expected_cache[layer].view(-1, 2, num_kv_heads, head_dim)
         written[batch.slot_mapping] = torch.stack([k, v], dim=1)
-        assert torch.equal(cache[layer], expected_cache[layer])
-        wanted = paged_attention_reference(
+        torch.testing.assert_close(cache[layer], expected_cache[layer], atol=0, rtol=0, equal_nan=True)
+        tensors = (
             q.double(),
             expected_cache[layer].double(),
             torch.from_numpy(batch.block_table),
             torch.from_numpy(batch.cu_seqlens_q),
             torch.from_numpy(batch.context_lens),
-            scale=head_dim**-0.5,
-            sliding_window=shape.sliding_windows[layer],
         )
+        options = {"scale": head_dim**-0.5, "sliding_window": shape.sliding_windows[layer]}
+        if batch.trees is None:
+            wanted = paged_attention_reference(*tensors, **options)
+        else:
+            mask = pack_tree_mask(_seen_by(batch))
+            wanted = prefill_attention_reference(*tensors, tree_mask=mask, positions=batch.positions, **options)
         torch.testing.assert_close(got.double(), wanted.reshape(got.shape), atol=2e-5, rtol=0)
+
+
+def _seen_by(batch: PackedBatch) -> torch.Tensor:
+    """[N, most queries] bool: those of its request that a query sees, whether in a tree or in a chain."""
+    bounds = batch.cu_seqlens_q.tolist()
+    mask = torch.zeros(bounds[-1], int(np.diff(bounds).max()), dtype=torch.bool)
+    for row, (first, end) in enumerate(itertools.pairwise(bounds)):
+        for i, j in itertools.product(range(end - first), repeat=2):
+            mask[first + i, j] = int(batch.trees.seen[first + i]) >> j & 1 if batch.trees.is_tree[row] else j <= i
+    return mask
+
+
+@st.composite
+def _trees(draw: st.DrawFn) -> DraftTree:
+    # Now and then as large as may be: the sign's bit is the last query's.
+    num_nodes = draw(st.sampled_from([1, 2, 5, 9, 63]))
+    return DraftTree(tuple(draw(st.integers(-1, node - 1)) for node in range(num_nodes)))
+
+
+@settings(max_examples=30, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@given(
+    trees=st.lists(st.tuples(_trees(), st.sampled_from([0, 1, 15, 16, 70])), min_size=1, max_size=3),
+    others=st.lists(st.tuples(st.sampled_from([1, 1, 2, 33]), st.sampled_from([0, 1, 16, 70])), max_size=3),
+    num_kv_heads=st.sampled_from([1, 2]),
+    group=st.sampled_from([1, 2, 7]),
+    head_dim=st.sampled_from([8, 24]),
+    block_size=st.sampled_from([1, 2, 16]),
+    window=st.sampled_from([None, 1, 3, 40]),
+    chance=st.randoms(use_true_random=False),
+)
+@pytest.mark.parametrize("kind", [TorchAttention, NumbaAttention])
+def test_a_draft_sees_its_ancestors_and_what_came_before_beside_requests_that_do_not_draft(
+    kind, trees, others, num_kv_heads, group, head_dim, block_size, window, chance
+) -> None:
+    lens = [*trees, *others]
+    chance.shuffle(lens)
+    case = _make_case(
+        [q for q, _ in lens], [c for _, c in lens], num_kv_heads=num_kv_heads, group=group, head_dim=head_dim,
+        block_size=block_size, window=window,
+    )  # fmt: skip
+    _check_layers(kind, *case)
+
+
+@pytest.mark.parametrize("batch_invariant", [False, True])
+@pytest.mark.parametrize(
+    ("lens", "heads", "block_size", "window"),
+    [
+        # Trees after decodes, alone, between prompts; of one node, with and without a past; of all that a word holds.
+        ([(1, 37), (1, 3), (_FORK, 20), (_BUSH, 0)], (2, 3), 4, None),
+        ([(_BUSH, 18), (DraftTree((-1,)), 0)], (2, 3), 1, 3),
+        ([(7, 0), (_FORK, 30), (5, 20), (_BUSH, 17), (1, 9)], (2, 3), 2, 4),
+        ([(1, 5), (DraftTree.from_widths([2, 2, 2, 2]), 9), (DraftTree.chain(63), 3)], (1, 1), 16, 5),
+    ],
+    ids=["decodes-trees", "trees", "mixed", "largest"],
+)
+def test_triton_attention_over_trees_is_that_of_the_definition(
+    lens, heads, block_size, window, batch_invariant
+) -> None:
+    batch, shape, cache, qkv = _make_case(
+        [q for q, _ in lens], [c for _, c in lens], num_kv_heads=heads[0], group=heads[1], head_dim=24,
+        block_size=block_size, window=window,
+    )  # fmt: skip
+    _poison(batch, cache)
+    _check_layers(TritonAttention, batch, dataclasses.replace(shape, batch_invariant=batch_invariant), cache, qkv)
+
+
+def _slots(batch: PackedBatch, cache: torch.Tensor, row: int, end: int) -> np.ndarray:
+    """Of a request's first tokens."""
+    block_size, places = cache.shape[2], np.arange(end)
+    return batch.block_table[row, places // block_size].astype(np.int64) * block_size + places % block_size
+
+
+def _poison(batch: PackedBatch, cache: torch.Tensor) -> None:
+    """NaN wherever no request has a token."""
+    reached = [_slots(batch, cache, row, int(end)) for row, end in enumerate(batch.context_lens)]
+    unused = np.setdiff1d(np.arange(cache.shape[1] * cache.shape[2]), np.concatenate(reached))
+    cache.view(2, -1, *cache.shape[3:])[:, unused] = float("nan")
+
+
+def _attend_along_paths(kind, trees, num_before, block_size, window, *, batch_invariant=False):
+    """Pairs of outputs, [num_nodes + 1, H * D] of both layers each: of trees, and of each node as the last token of its
+    path alone, all in one batch."""
+    paths = [[_path(tree, node) for node in range(-1, tree.num_nodes)] for tree in trees]
+    lens = [*trees, *(len(path) + 1 for path in itertools.chain(*paths))]
+    batch, shape, cache, qkv = _make_case(
+        lens, [num_before] * len(lens), num_kv_heads=2, group=3, head_dim=24, block_size=block_size, window=window
+    )
+    _poison(batch, cache)
+    slots, bounds = cache.view(2, -1, 2, 2, 24), batch.cu_seqlens_q.tolist()
+    row, last = len(trees), []
+    for owner, of_tree in enumerate(paths):
+        for path in of_tree:
+            slots[:, _slots(batch, cache, row, num_before)] = slots[:, _slots(batch, cache, owner, num_before)]
+            qkv[bounds[row] : bounds[row + 1]] = qkv[[bounds[owner] + 1 + node for node in (-1, *path)]]
+            row += 1
+            last.append(bounds[row] - 1)
+    backend = kind(dataclasses.replace(shape, batch_invariant=batch_invariant), cache)
+    out = torch.cat([backend.attend(qkv, layer, backend.prepare(batch)) for layer in range(2)], dim=1)
+    return out[: bounds[len(trees)]], out[last]
+
+
+def _path(tree: DraftTree, node: int) -> list[int]:
+    return [] if node == -1 else [*_path(tree, tree.parents[node]), node]
+
+
+@settings(max_examples=15, deadline=None, derandomize=True)
+@given(
+    trees=st.lists(_trees(), min_size=1, max_size=2),
+    num_before=st.sampled_from([0, 1, 14, 15, 40]),
+    block_size=st.sampled_from([1, 2, 16]),
+    window=st.sampled_from([None, 1, 3, 20]),
+)
+def test_a_draft_is_attended_to_the_last_bit_as_if_its_path_were_all(trees, num_before, block_size, window) -> None:
+    """So accepted drafts leave the very K/V behind that decoding leaves; chains are trees too."""
+    ours, alone = _attend_along_paths(NumbaAttention, trees, num_before, block_size, window)
+    assert torch.equal(ours, alone) and ours.isfinite().all()
+
+
+@pytest.mark.parametrize("window", [None, 3], ids=lambda w: f"W{w}")
+def test_triton_attends_a_chain_given_as_a_tree_to_the_last_bit_as_a_chain(window) -> None:
+    ours, alone = _attend_along_paths(
+        TritonAttention, [DraftTree.chain(3)], 14, block_size=2, window=window, batch_invariant=True
+    )
+    assert torch.equal(ours, alone) and ours.isfinite().all()
 
 
 @pytest.mark.parametrize("batch_invariant", [False, True])
@@ -161,9 +306,7 @@ def _attend_with_numba(lens, block_size: int = 16, window: int | None = 40, *, p
     if poison:
         cache.fill_(float("nan"))
     for row, context in enumerate(batch.context_lens.tolist()):
-        places = np.arange(context)
-        slots = batch.block_table[row, places // block_size].astype(np.int64) * block_size + places % block_size
-        cache.view(2, -1, 2, 2, 24)[:, slots] = keys[:context]
+        cache.view(2, -1, 2, 2, 24)[:, _slots(batch, cache, row, context)] = keys[:context]
     qkv.copy_(queries[batch.positions])
     qkv[:, 6 * 24 :] = keys[batch.positions].flatten(1)
     backend = NumbaAttention(shape, cache)

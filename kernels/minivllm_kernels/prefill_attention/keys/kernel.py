@@ -75,10 +75,10 @@ def _tree_bits(tree_ptrs, first_draft, num_drafts, mask_m):
 
 @triton.jit
 def mask_scores(
-    qk, first_key, pos, hi, window, first_new, tree_ptrs, mask_m,
+    qk, first_key, pos, hi, window, first_new, tree_ptrs, places_ptr, mask_m,
     BLOCK_N: tl.constexpr, HAS_WINDOW: tl.constexpr, HAS_TREE: tl.constexpr,
 ):  # fmt: skip
-    """Scores, and -inf where a row does not see a key."""
+    """Scores, and -inf where a row does not see a key. `places_ptr`: positions of the keys from `first_new` on."""
     offs_n = tl.arange(0, BLOCK_N)[None, :]
     keys = first_key + offs_n
     if HAS_TREE:
@@ -91,6 +91,10 @@ def mask_scores(
         else:
             bits = bits[:, None]
         seen = (keys < first_new) | ((((bits >> (offs_n & 63)) & 1) != 0) & (keys < hi))
+        if HAS_WINDOW:
+            is_draft = (keys >= first_new) & (keys < hi)
+            places = tl.load(places_ptr + (keys - first_new), mask=is_draft, other=0).to(tl.int32)
+            seen = seen & (tl.where(is_draft, places, keys) > pos[:, None] - window)
     else:
         seen = keys <= pos[:, None]
         if HAS_WINDOW:
@@ -114,7 +118,7 @@ def softmax_step(qk, m_i, l_i, GUARD: tl.constexpr):
 @triton.jit
 def attend(
     acc, m_i, l_i, q, k_ptr, v_ptr, scales_ptr, table_ptr, first, end, lo, hi, pos, mask_m, window, first_new,
-    tree_ptrs, qk_scale, stride_block, stride_slot, K: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
+    tree_ptrs, places_ptr, qk_scale, stride_block, stride_slot, K: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_SIZE: tl.constexpr, MASKED: tl.constexpr, HAS_WINDOW: tl.constexpr,
     HAS_TREE: tl.constexpr, HAS_SCALES: tl.constexpr, FP8: tl.constexpr,
 ):  # fmt: skip
@@ -136,7 +140,9 @@ def attend(
         else:
             qk = tl.fma(qk, qk_scale, 0.0)
         if MASKED:
-            qk = mask_scores(qk, key, pos, hi, window, first_new, tree_ptrs, mask_m, BLOCK_N, HAS_WINDOW, HAS_TREE)
+            qk = mask_scores(
+                qk, key, pos, hi, window, first_new, tree_ptrs, places_ptr, mask_m, BLOCK_N, HAS_WINDOW, HAS_TREE
+            )
         p, alpha, m_i, l_i = softmax_step(qk, m_i, l_i, HAS_WINDOW or HAS_TREE)
         if HAS_SCALES:
             p = p * v_scale[None, :]
@@ -148,7 +154,7 @@ def attend(
 @triton.jit
 def attend_overlapped(
     acc, m_i, l_i, p, qk, q, k_ptr, v_ptr, table_ptr, first, end, lo, hi, pos, mask_m, window, first_new, tree_ptrs,
-    qk_scale, stride_block, stride_slot, D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_N: tl.constexpr,
+    places_ptr, qk_scale, stride_block, stride_slot, D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_N: tl.constexpr,
     BLOCK_SIZE: tl.constexpr, MASKED: tl.constexpr, HAS_WINDOW: tl.constexpr, HAS_TREE: tl.constexpr,
 ):  # fmt: skip
     """The same with the two products of a tile in different rounds: a round adds the V of the tile before, starts the
@@ -170,7 +176,9 @@ def attend_overlapped(
         qk = tl.fma(qk, qk_scale, 0.0)
         qk_after = tl.dot(q, tl.trans(k))
         if MASKED:
-            qk = mask_scores(qk, key, pos, hi, window, first_new, tree_ptrs, mask_m, BLOCK_N, HAS_WINDOW, HAS_TREE)
+            qk = mask_scores(
+                qk, key, pos, hi, window, first_new, tree_ptrs, places_ptr, mask_m, BLOCK_N, HAS_WINDOW, HAS_TREE
+            )
         p, alpha, m_i, l_i = softmax_step(qk, m_i, l_i, HAS_WINDOW or HAS_TREE)
         acc = acc * alpha[:, None]
         qk = qk_after
