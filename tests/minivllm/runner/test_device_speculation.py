@@ -75,7 +75,7 @@ def test_greedy_tokens_are_those_of_transformers_whoever_drafts(folder: Path) ->
 @pytest.mark.parametrize(
     ("name", "options", "engine"),
     [
-        ("ngram", {"num_draft_tokens": 4, "min_match": 1}, {}),
+        ("ngram", {"num_draft_tokens": 4}, {}),
         ("draft_model", {"num_draft_tokens": 3}, {}),
         # Preemptions and parts of prompts beside verifications.
         ("draft_model", {"num_draft_tokens": 1}, {"num_blocks": 8, "block_size": 2, "max_num_batched_tokens": 4}),
@@ -140,7 +140,7 @@ def test_logprobs_come_with_every_token_that_stands(folder: Path) -> None:
 
 
 def test_logits_that_are_no_numbers_end_their_request_and_leave_numbers_behind(folder: Path) -> None:
-    llm = _make_llm(folder, _named("ngram", num_draft_tokens=2, min_match=1))
+    llm = _make_llm(folder, _named("ngram", num_draft_tokens=2))
     runner = llm.engine.runner
     with torch.no_grad():
         runner.model.lm_head.weight.fill_(float("nan"))
