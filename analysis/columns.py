@@ -21,7 +21,9 @@ _RUNS = (
     "quantization num_quantized_weights quantized_bytes bits_per_weight "
     "kv_blocks_total kv_utilization_mean_fraction kv_fragmentation_mean_fraction prefix_hit_fraction "
     "num_evictions num_preemptions num_recomputed_tokens "
-    "num_draft_tokens num_accepted_tokens acceptance_rate acceptance_length "
+    "num_verifications num_draft_tokens num_accepted_tokens acceptance_rate acceptance_length "
+    "proposed_by_position evaluated_by_position accepted_by_position "
+    "draft_time_fraction verify_time_fraction text_valid "
     "energy_j energy_per_output_token_j cost_per_million_output_tokens energy_source kernels mbu_fraction mfu_fraction "
     "counted_bytes counted_flops step_schedule_mean_s step_run_mean_s step_commit_mean_s step_client_mean_s "
     "host_fraction step_device_mean_s device_idle_fraction num_compilations "
@@ -30,14 +32,16 @@ _RUNS = (
 )
 _REQUESTS = (
     "run_id request_id warmup client_id arrival_s first_scheduled_s first_token_s finish_s ttft_s tpot_s e2e_s queue_s "
-    "num_prompt_tokens num_output_tokens num_cached_tokens num_preemptions num_draft_tokens num_accepted_tokens "
+    "num_prompt_tokens num_output_tokens num_cached_tokens num_preemptions "
+    "num_verifications num_draft_tokens num_accepted_tokens acceptance_rate acceptance_length "
+    "proposed_by_position evaluated_by_position accepted_by_position "
     "finish_reason slo_met prompt_sha256 output_sha256"
 )
 _STEPS = (
     "run_id step start_s duration_s schedule_s run_s commit_s client_s device_s num_prefill_tokens num_decode_tokens "
-    "num_draft_tokens num_accepted_tokens num_running num_waiting kv_blocks_used kv_blocks_cached num_evictions "
-    "num_preemptions kv_slots_unused kv_utilization_fraction kv_fragmentation_fraction process_bytes "
-    "counted_bytes counted_flops num_compilations"
+    "num_draft_tokens num_accepted_tokens num_verifications draft_s verify_s num_running num_waiting kv_blocks_used "
+    "kv_blocks_cached num_evictions num_preemptions kv_slots_unused kv_utilization_fraction kv_fragmentation_fraction "
+    "process_bytes counted_bytes counted_flops num_compilations"
 )
 _QUALITY = (
     "run_id item_id kind num_tokens nll_sum_nats kl_sum_nats top1_matches top1_flips token_matches first_divergence "

@@ -77,14 +77,16 @@ class Measurement:
     def rows(self, driven: Driven) -> dict[str, list[dict[str, Any]]]:
         """Rows of `requests`, those of the warm-up first, and of `steps`."""
         slo, origin_s, engine = self._settings.slo, driven.start_s, self._engine
-        requests = metrics.request_rows(self._warm, slo, origin_s=origin_s, warmup=True)
-        requests += metrics.request_rows(driven, slo, origin_s=origin_s)
+        speculates = self._settings.engine.speculation.enabled
+        requests = metrics.request_rows(self._warm, slo, origin_s=origin_s, warmup=True, speculates=speculates)
+        requests += metrics.request_rows(driven, slo, origin_s=origin_s, speculates=speculates)
         steps = metrics.step_rows(
             driven.steps,
             self._observer.step_columns(),
             origin_s=origin_s,
             num_blocks=engine.num_blocks,
             block_size=engine.block_size,
+            speculates=speculates,
         )
         return {"requests": requests, "steps": steps}
 
@@ -100,8 +102,13 @@ class Measurement:
         """
         settings, engine = self._settings, self._engine
         requests = [row for row in rows["requests"] if not row["warmup"]]
+        speculation = settings.engine.speculation
         run = metrics.run_columns(
-            driven, requests, settings.slo, num_offered=len(self.items) * settings.sampling.n
+            driven,
+            requests,
+            settings.slo,
+            num_offered=len(self.items) * settings.sampling.n,
+            speculates=speculation.enabled,
         ) | metrics.step_summary(rows["steps"], num_blocks=engine.num_blocks)
         memory = engine.memory()
         bandwidth, flops_per_s = self._ceilings(peaks)
@@ -114,6 +121,7 @@ class Measurement:
             | _precision_columns(memory.precision)
             | {
                 "workload_sha256": workload_sha256(self.items),
+                "text_valid": speculation.keeps_text,
                 "energy_source": self._energy_source,
                 "env.peak_bandwidth_bytes_per_s": bandwidth,
                 "env.peak_flops_per_s": flops_per_s,

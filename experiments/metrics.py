@@ -4,6 +4,8 @@ TTFT = first token - arrival. TPOT = (finish - first token) / (n - 1), null for 
 tokens of a request, pooled over requests. E2E = finish - arrival. Queue = first scheduled - arrival. Goodput =
 requests a second that meet every limit; attainment is a fraction of the requests *offered*, not of those finished.
 The cost of a million output tokens is what the machine costs while the run lasts, over the tokens that it made.
+Acceptance rate = drafts accepted / drafts proposed. Acceptance length = tokens emitted a verification, the target's own
+included: 1 + accepted / verifications. Without speculation there is neither, and counts are null.
 """
 
 from __future__ import annotations
@@ -11,21 +13,26 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from itertools import zip_longest
 from typing import Any
 
 import numpy as np
 
 from experiments.drive import Driven
 from experiments.points import Slo
-from experiments.tables import STEPS
+from experiments.tables import BY_POSITION, STEPS
 from minivllm.plan import StepReport
-from minivllm.request import FinishReason, Request
+from minivllm.request import FinishReason, Request, Speculated
 
+# Of a step, and null where speculation is off.
+_SPECULATED = ("num_draft_tokens", "num_accepted_tokens", "num_verifications")
 _DONE = (FinishReason.STOP, FinishReason.LENGTH)
 
 
-def request_rows(driven: Driven, slo: Slo, *, origin_s: float, warmup: bool = False) -> list[dict[str, Any]]:
+def request_rows(
+    driven: Driven, slo: Slo, *, origin_s: float, warmup: bool = False, speculates: bool = False
+) -> list[dict[str, Any]]:
     """Rows of the `requests` table, in order of request id.
 
     Args:
@@ -33,8 +40,34 @@ def request_rows(driven: Driven, slo: Slo, *, origin_s: float, warmup: bool = Fa
         slo: the limits.
         origin_s: the instant that times count from.
         warmup: whether these are warm-up requests.
+        speculates: whether the engine drafts.
     """
-    return [_request_row(r, driven.lateness_s.get(r.request_id), slo, origin_s, warmup) for r in driven.requests]
+    rows = [_request_row(r, driven.lateness_s.get(r.request_id), slo, origin_s, warmup) for r in driven.requests]
+    if speculates:
+        for row, request in zip(rows, driven.requests, strict=True):
+            row |= acceptance([request.speculated])
+    return rows
+
+
+def acceptance(requests: Sequence[Speculated]) -> dict[str, Any]:
+    """Columns of what came of the drafts of some requests together."""
+    num_verifications = sum(one.num_verifications for one in requests)
+    drafted = sum(one.num_draft_tokens for one in requests)
+    accepted = sum(one.num_accepted_tokens for one in requests)
+    lists = (
+        [one.proposed for one in requests],
+        [one.evaluated for one in requests],
+        [one.accepted for one in requests],
+    )
+    by_position = ([sum(counts) for counts in zip_longest(*several, fillvalue=0)] for several in lists)
+    return {
+        "num_verifications": num_verifications,
+        "num_draft_tokens": drafted,
+        "num_accepted_tokens": accepted,
+        "acceptance_rate": _ratio(accepted, drafted),
+        "acceptance_length": 1 + accepted / num_verifications if num_verifications else None,
+        **dict(zip(BY_POSITION, by_position, strict=True)),
+    }
 
 
 def _request_row(request: Request, lateness_s: float | None, slo: Slo, origin_s: float, warmup: bool) -> dict[str, Any]:
@@ -88,6 +121,7 @@ def step_rows(
     origin_s: float,
     num_blocks: int,
     block_size: int,
+    speculates: bool = False,
 ) -> list[dict[str, Any]]:
     """Rows of the `steps` table.
 
@@ -96,9 +130,11 @@ def step_rows(
         seen: further columns of each step, from whoever watched.
         origin_s: the instant that times count from.
         num_blocks, block_size: of the KV pool.
+        speculates: whether the engine drafts.
     """
-    reported = {f.name for f in dataclasses.fields(StepReport)}
-    names = [name for name in STEPS.names if name in reported and name != "start_s"]
+    reported = {f.name for f in dataclasses.fields(StepReport)} - {"start_s"}
+    reported -= set() if speculates else set(_SPECULATED)
+    names = [name for name in STEPS.names if name in reported]
     rows: list[dict[str, Any]] = []
     end_s: float | None = None
     for step, more in zip(steps, seen, strict=True):
@@ -123,12 +159,14 @@ def run_columns(
     slo: Slo,
     *,
     num_offered: int,
+    speculates: bool = False,
 ) -> dict[str, Any]:
     """Columns of `runs` that come from the measured requests.
 
     Args:
         rows: of the measured requests.
         num_offered: requests that the workload sent.
+        speculates: whether the engine drafts.
     """
     duration_s = max((r["finish_s"] for r in rows if r["finish_s"] is not None), default=0.0)
     num_prompt = sum(r["num_prompt_tokens"] for r in rows)
@@ -158,6 +196,8 @@ def run_columns(
     }
     for what, values in latencies.items():
         columns |= _summary(what, values)
+    if speculates:
+        columns |= acceptance([r.speculated for r in driven.requests])
     return columns
 
 
@@ -165,9 +205,8 @@ def step_summary(rows: Sequence[Mapping[str, Any]], *, num_blocks: int) -> dict[
     """Columns of `runs` that come from rows of `steps`."""
 
     def known(name: str) -> list[Any]:
-        return [row[name] for row in rows if row[name] is not None]
+        return [row[name] for row in rows if row.get(name) is not None]
 
-    drafted, accepted = sum(known("num_draft_tokens")), sum(known("num_accepted_tokens"))
     host_s, run_s = sum(known("schedule_s")) + sum(known("commit_s")), sum(known("run_s"))
     counted, device = known("counted_bytes"), known("device_s")
     whole_s = sum(known("duration_s")) + sum(known("client_s"))
@@ -178,9 +217,6 @@ def step_summary(rows: Sequence[Mapping[str, Any]], *, num_blocks: int) -> dict[
         "kv_fragmentation_mean_fraction": _mean(known("kv_fragmentation_fraction")),
         "num_evictions": sum(known("num_evictions")),
         "num_preemptions": sum(known("num_preemptions")),
-        "num_draft_tokens": drafted or None,
-        "num_accepted_tokens": accepted if drafted else None,
-        "acceptance_rate": accepted / drafted if drafted else None,
         **{f"step_{part}_mean_s": _mean(known(f"{part}_s")) for part in ("schedule", "run", "commit", "client")},
         "host_fraction": _ratio(host_s, host_s + run_s),
         "step_device_mean_s": _mean(device),
@@ -188,7 +224,13 @@ def step_summary(rows: Sequence[Mapping[str, Any]], *, num_blocks: int) -> dict[
         "num_compilations": sum(known("num_compilations")),
         "counted_bytes": float(sum(counted)) if counted else None,
         "counted_flops": float(sum(known("counted_flops"))) if counted else None,
+        **(_speculation_shares(known) if known("num_draft_tokens") else {}),
     }
+
+
+def _speculation_shares(known: Callable[[str], list[Any]]) -> dict[str, Any]:
+    whole_s = sum(known("duration_s"))
+    return {f"{part}_time_fraction": _ratio(sum(known(f"{part}_s")), whole_s) for part in ("draft", "verify")}
 
 
 def economy(

@@ -12,7 +12,7 @@ from typing import Any
 
 from experiments.meters import EnergyMeter
 from experiments.roofline import Roofline, Work
-from minivllm.plan import Chunk, StepPlan
+from minivllm.plan import Chunk, StepPlan, StepResult
 from minivllm.runner.base import Launched, MemoryReport, Runner
 
 _REPORT_EVERY_S = 0.25
@@ -24,11 +24,14 @@ Report = Callable[[int, int, float], None]
 
 
 class SeenRunner:
-    """A runner that remembers the chunks of its last plan, and is the other runner in all else."""
+    """A runner that remembers the chunks of its last plan and what was drafted behind them, and is the other runner in
+    all else."""
 
     def __init__(self, runner: Runner) -> None:
         self.runner = runner
         self.chunks: tuple[Chunk, ...] = ()
+        # Request id -> drafts that were verified; known when the step is over.
+        self.drafted: dict[int, int] = {}
 
     @property
     def num_blocks(self) -> int:
@@ -48,10 +51,24 @@ class SeenRunner:
 
     def launch(self, plan: StepPlan) -> Launched:
         self.chunks = plan.chunks
-        return self.runner.launch(plan)
+        self.drafted = {}
+        launched = self.runner.launch(plan)
+        return _SeenLaunch(self, launched) if any(chunk.num_draft_tokens for chunk in plan.chunks) else launched
 
     def memory(self) -> MemoryReport:
         return self.runner.memory()
+
+
+class _SeenLaunch:
+    """A step of which the drafts are looked at when it is over."""
+
+    def __init__(self, seen: SeenRunner, launched: Launched) -> None:
+        self._seen, self._launched = seen, launched
+
+    def wait(self) -> StepResult:
+        result = self._launched.wait()
+        self._seen.drafted = {one.request_id: one.num_draft_tokens for one in result.samples if one.num_draft_tokens}
+        return result
 
 
 class Observer:
@@ -78,7 +95,8 @@ class Observer:
         self.process_bytes: list[int | None] = []
 
     def __call__(self, done: int, num_tokens: int, elapsed_s: float) -> None:
-        self.work.append(self._roofline.count(self._runner.chunks) if self._roofline is not None else None)
+        seen = self._runner
+        self.work.append(None if self._roofline is None else self._roofline.count(seen.chunks, seen.drafted))
         due = not self.process_bytes or elapsed_s - self._remembered_s >= _MEMORY_EVERY_S
         self.process_bytes.append(self._memory.num_bytes() if due else None)
         if due:

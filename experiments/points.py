@@ -20,6 +20,7 @@ from minivllm.config import (
     ModelConfig,
     QuantizationConfig,
     SchedulerConfig,
+    SpeculationConfig,
     require,
 )
 from minivllm.sampling_params import SamplingParams
@@ -30,6 +31,8 @@ GROUPS = (
     "scheduler",
     "cache",
     "quantization",
+    "speculation",
+    "draft_length",
     "attention",
     "execution",
     "workload",
@@ -154,6 +157,7 @@ def freeze(config: Mapping[str, Any]) -> RunSettings:
             scheduler=SchedulerConfig(**scheduler, policy=policy),
             cache=CacheConfig(**cache, eviction=eviction),
             quantization=QuantizationConfig(**quantization, scheme=scheme),
+            speculation=_speculation(config),
             execution=ExecutionConfig(
                 **_fields(config, "execution", ExecutionConfig, without="attention"),
                 attention=_optional_component(dict(config["attention"]), "attention"),
@@ -175,6 +179,18 @@ def located(path: str | None) -> str | None:
     if isinstance(path, str) and path.startswith(_ASSETS_PREFIX):
         return str(ASSETS / path.removeprefix(_ASSETS_PREFIX))
     return path
+
+
+def _speculation(config: Mapping[str, Any]) -> SpeculationConfig:
+    """Drafter and draft lengths are groups of their own, and one part of the engine."""
+    names = {f.name for f in dataclasses.fields(SpeculationConfig)} - {"drafter", "length"}
+    node = dict(config["speculation"])
+    own = {key: node.pop(key) for key in list(node) if key in names}
+    drafter = _optional_component(node, "speculation")
+    if drafter is not None and "path" in drafter.kwargs:
+        path = located(drafter.kwargs["path"])
+        drafter = dataclasses.replace(drafter, kwargs={**drafter.kwargs, "path": path})
+    return SpeculationConfig(**own, drafter=drafter, length=_component(dict(config["draft_length"]), "draft_length"))
 
 
 def _split(config: Mapping[str, Any], group: str, kind: type, part: str) -> tuple[dict[str, Any], Component]:

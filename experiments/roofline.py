@@ -1,25 +1,27 @@
 """What a step must move and compute, counted from its chunks; achieved over measured peak is MBU and MFU.
 
-A step with chunks [start, start + n) of requests, N tokens in all and M of them sampled, in a model of L layers,
-hidden size C, H query and K key/value heads of size D, feed-forward size I and V words:
+A step with chunks [start, start + n) of requests, N tokens in all and M of them read by the head, in a model of L
+layers, hidden size C, H query and K key/value heads of size D, feed-forward size I and V words:
 
     flops = 2 N L (C (H + 2 K) D + H D C + 3 C I)       products with the layers' weights
-          + 2 M C V                                     the head, of sampled tokens only
+          + 2 M C V                                     the head, of tokens that are sampled or verified
           + 4 H D * sum over layers and tokens of the keys that the token sees       scores, and sums of values
     bytes = layers' weights as stored, once             however many tokens share them
           + head as stored, once, where M > 0           + N rows of the embedding
           + K/V of every chunk's context, once          + K/V of its n new tokens, written
 
-A token at position p sees min(p + 1, window) keys. Activations, norms, sampling and the index arithmetic are not
-counted: they are what an ideal kernel would keep on the chip. Both fractions are over the time inside of engine steps,
-so an open loop that waits for requests is not blamed for it. The peak of bandwidth is that of copying memory, so a
-model that fits into a cache can go beyond 1.
+A token at position p sees min(p + 1, window) keys. Drafts that are verified are tokens like any other, whether they are
+accepted or not, and those of a tree count as if they were a chain, a few keys too many. What a drafter itself computes
+is not counted: with speculation both fractions are the target's work over the time of the two. Activations, norms,
+sampling and the index arithmetic are not counted either: they are what an ideal kernel would keep on the chip. Both
+fractions are over the time inside of engine steps, so an open loop that waits for requests is not blamed for it. The
+peak of bandwidth is that of copying memory, so a model that fits into a cache can go beyond 1.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -76,18 +78,25 @@ class Roofline:
             kv_token_bytes=memory.kv_cache_bytes / (runner.num_blocks * block_size),
         )
 
-    def count(self, chunks: Sequence[Chunk]) -> Work:
-        """The work of a step."""
+    def count(self, chunks: Sequence[Chunk], drafted: Mapping[int, int] | None = None) -> Work:
+        """The work of a step.
+
+        Args:
+            chunks: of its plan.
+            drafted: request id to the drafts that were verified behind its chunk.
+        """
         if not chunks:
             return Work(num_bytes=0, num_flops=0)
+        drafted = drafted or {}
         num_tokens = num_sampled = 0
         for chunk in chunks:
-            num_tokens += chunk.num_tokens
-            num_sampled += chunk.samples
+            num_drafts = drafted.get(chunk.request_id, 0)
+            num_tokens += chunk.num_tokens + num_drafts
+            num_sampled += chunk.samples + num_drafts
         kv_bytes, num_pairs = self._num_layers * num_tokens * self._kv_layer_bytes, 0
         for window, num_layers in self._windows:
             for chunk in chunks:
-                seen, pairs = attended(chunk.start, chunk.num_tokens, window)
+                seen, pairs = attended(chunk.start, chunk.num_tokens + drafted.get(chunk.request_id, 0), window)
                 kv_bytes += num_layers * seen * self._kv_layer_bytes
                 num_pairs += num_layers * pairs
         head_bytes = self._head_bytes if num_sampled else 0

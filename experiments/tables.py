@@ -21,9 +21,16 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 TABLES = ("runs", "requests", "steps", "quality")
-_TYPES = {"bool": pa.bool_(), "int64": pa.int64(), "double": pa.float64(), "string": pa.string(), "null": pa.null()}
+_TYPES = {
+    "bool": pa.bool_(),
+    "int64": pa.int64(),
+    "double": pa.float64(),
+    "string": pa.string(),
+    "null": pa.null(),
+    "list<int64>": pa.list_(pa.int64()),
+}
 
 
 def _fields(kind: str, names: str) -> list[pa.Field]:
@@ -32,6 +39,15 @@ def _fields(kind: str, names: str) -> list[pa.Field]:
 
 LATENCIES = ("ttft", "tpot", "itl", "e2e", "queue")
 STATISTICS = ("mean", "p50", "p90", "p99")
+# Of the lists below, place i is the draft i + 1 places behind the newest token: verifications whose drafts reached it,
+# those in which the verdict fell on it (all before it were accepted), and in which it was accepted.
+BY_POSITION = ("proposed_by_position", "evaluated_by_position", "accepted_by_position")
+# Null where speculation is off. acceptance_rate: accepted / proposed; acceptance_length: tokens a verification.
+_SPECULATED = [
+    *_fields("int64", "num_verifications num_draft_tokens num_accepted_tokens"),
+    *_fields("double", "acceptance_rate acceptance_length"),
+    *_fields("list<int64>", " ".join(BY_POSITION)),
+]
 
 RUNS = pa.schema(
     [
@@ -65,8 +81,13 @@ RUNS = pa.schema(
         *_fields("double", "bits_per_weight"),
         *_fields("int64", "kv_blocks_total"),
         *_fields("double", "kv_utilization_mean_fraction kv_fragmentation_mean_fraction prefix_hit_fraction"),
-        *_fields("int64", "num_evictions num_preemptions num_recomputed_tokens num_draft_tokens num_accepted_tokens"),
-        *_fields("double", "acceptance_rate acceptance_length"),
+        *_fields("int64", "num_evictions num_preemptions num_recomputed_tokens"),
+        # Of the measured requests.
+        *_SPECULATED,
+        # Of the time of all steps; what is left is scheduling, and steps without drafts.
+        *_fields("double", "draft_time_fraction verify_time_fraction"),
+        # False where acceptance was made up, so that outputs mean nothing and have no quality.
+        *_fields("bool", "text_valid"),
         *_fields("double", "energy_j energy_per_output_token_j cost_per_million_output_tokens"),
         # Where energy_j comes from; where it is null, why.
         *_fields("string", "energy_source"),
@@ -111,7 +132,7 @@ REQUESTS = pa.schema(
         *_fields("double", "arrival_s arrival_lateness_s first_scheduled_s first_token_s finish_s"),
         *_fields("double", "ttft_s tpot_s e2e_s queue_s"),
         *_fields("int64", "num_prompt_tokens num_output_tokens num_cached_tokens num_preemptions"),
-        *_fields("int64", "num_draft_tokens num_accepted_tokens"),
+        *_SPECULATED,
         *_fields("string", "finish_reason"),
         *_fields("bool", "slo_met"),
         *_fields("string", "prompt_sha256 output_sha256"),
@@ -125,7 +146,12 @@ STEPS = pa.schema(
         # client_s: since the end of the step before, outside of the engine; null for the first.
         # device_s: the device's own time; where steps overlap, of the step that was waited for in this one.
         *_fields("double", "start_s duration_s schedule_s run_s commit_s client_s device_s"),
-        *_fields("int64", "num_prefill_tokens num_decode_tokens num_draft_tokens num_accepted_tokens"),
+        # Decode tokens are the requests' own, one each; what was drafted stands beside them, null where speculation is
+        # off. verify_s: all of the step but drafting and the host's work; both null where nothing was drafted.
+        *_fields(
+            "int64", "num_prefill_tokens num_decode_tokens num_draft_tokens num_accepted_tokens num_verifications"
+        ),
+        *_fields("double", "draft_s verify_s"),
         *_fields("int64", "num_running num_waiting kv_blocks_used kv_blocks_cached num_evictions num_preemptions"),
         # Slots of used blocks without K/V; used of all blocks; unused of the slots of used blocks.
         *_fields("int64", "kv_slots_unused"),

@@ -7,58 +7,18 @@ import path and keyword arguments, made into an object where it is used.
 from __future__ import annotations
 
 import dataclasses
-import importlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
+
+from minivllm.component import Component as Component
+from minivllm.component import component_of_ours
+from minivllm.component import is_count as is_count
+from minivllm.component import require as require
 
 DTYPES = ("float32", "bfloat16", "float16")
 WEIGHTS = ("checkpoint", "random")
 KERNELS = ("torch", "numba", "triton")
-
-
-def require(condition: bool, key: str, value: object, allowed: str) -> None:
-    """Raise the one-line ValueError of a user's mistake: key, value, and what would do."""
-    if not condition:
-        raise ValueError(f"{key}={value!r}: must be {allowed}")
-
-
-def _count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Component:
-    """A pluggable part: `target` is `package.module.Class`, `kwargs` what it is made with."""
-
-    target: str
-    kwargs: Mapping[str, Any] = field(default_factory=dict)
-
-    def make(self, key: str, expected: type | None = None, **more: Any) -> Any:
-        """Import and construct.
-
-        Args:
-            key: config key for messages, such as `scheduler`.
-            expected: a class that the object must be an instance of.
-            more: arguments that the house gives, beside the user's.
-
-        Raises:
-            ValueError: no such module or class, arguments that it does not take, or another kind of object.
-        """
-        module_name, _, class_name = self.target.rpartition(".")
-        if not module_name:
-            raise ValueError(f"{key}._target_={self.target!r}: must be an import path such as package.module.Class")
-        try:
-            made_by = getattr(importlib.import_module(module_name), class_name)
-        except (ImportError, AttributeError) as error:
-            raise ValueError(f"{key}._target_={self.target!r}: cannot be imported: {error}") from error
-        try:
-            made = made_by(**self.kwargs, **more)
-        except TypeError as error:
-            raise ValueError(f"{key}: {self.target} does not take {dict(self.kwargs)}: {error}") from error
-        if expected is not None and not isinstance(made, expected):
-            raise ValueError(f"{key}._target_={self.target!r}: is no {expected.__name__}")
-        return made
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -84,7 +44,7 @@ class ModelConfig:
     def __post_init__(self) -> None:
         require(self.weights in WEIGHTS, "model.weights", self.weights, f"one of {', '.join(WEIGHTS)}")
         require(
-            self.max_model_len is None or _count(self.max_model_len),
+            self.max_model_len is None or is_count(self.max_model_len),
             "model.max_model_len",
             self.max_model_len,
             "null or 1 or more",
@@ -116,9 +76,9 @@ class SchedulerConfig:
     watermark_fraction: float = 0.01
 
     def __post_init__(self) -> None:
-        require(_count(self.max_num_seqs), "scheduler.max_num_seqs", self.max_num_seqs, "1 or more")
+        require(is_count(self.max_num_seqs), "scheduler.max_num_seqs", self.max_num_seqs, "1 or more")
         tokens = self.max_num_batched_tokens
-        require(_count(tokens), "scheduler.max_num_batched_tokens", tokens, "1 or more")
+        require(is_count(tokens), "scheduler.max_num_batched_tokens", tokens, "1 or more")
         require(
             isinstance(self.chunked_prefill, bool), "scheduler.chunked_prefill", self.chunked_prefill, "true or false"
         )
@@ -157,12 +117,15 @@ class CacheConfig:
 
     def __post_init__(self) -> None:
         size = self.block_size
-        require(_count(size) and size & (size - 1) == 0, "cache.block_size", size, "a power of two, 1 or more")
+        require(is_count(size) and size & (size - 1) == 0, "cache.block_size", size, "a power of two, 1 or more")
         require(
-            self.num_blocks is None or _count(self.num_blocks), "cache.num_blocks", self.num_blocks, "null or 1 or more"
+            self.num_blocks is None or is_count(self.num_blocks),
+            "cache.num_blocks",
+            self.num_blocks,
+            "null or 1 or more",
         )
         memory = self.memory_bytes
-        require(memory is None or _count(memory), "cache.memory_bytes", memory, "null or 1 or more")
+        require(memory is None or is_count(memory), "cache.memory_bytes", memory, "null or 1 or more")
         fraction = self.gpu_memory_fraction
         require(
             isinstance(fraction, (int, float)) and 0 < fraction <= 1, "cache.gpu_memory_fraction", fraction, "in (0, 1]"
@@ -218,7 +181,7 @@ class ExecutionConfig:
             "null or false where execution.device=cpu",
         )
         require(
-            self.num_threads is None or _count(self.num_threads),
+            self.num_threads is None or is_count(self.num_threads),
             "execution.num_threads",
             self.num_threads,
             "null or 1 or more",
@@ -262,7 +225,7 @@ class QuantizationConfig:
         """
         if name == "none":
             return cls(scheme=Component(target=_UNQUANTIZED, kwargs=kwargs), skip=skip)
-        return cls(scheme=_of_ours("minivllm.quantization", name, kwargs), skip=skip)
+        return cls(scheme=component_of_ours("minivllm.quantization", name, kwargs), skip=skip)
 
     @property
     def is_lossy(self) -> bool:
@@ -292,7 +255,7 @@ class SpeculationConfig:
     sample_drafts: bool = True
 
     def __post_init__(self) -> None:
-        require(_count(self.num_draft_tokens), "speculation.num_draft_tokens", self.num_draft_tokens, "1 or more")
+        require(is_count(self.num_draft_tokens), "speculation.num_draft_tokens", self.num_draft_tokens, "1 or more")
         require(isinstance(self.sample_drafts, bool), "speculation.sample_drafts", self.sample_drafts, "true or false")
 
     @property
@@ -317,16 +280,11 @@ class SpeculationConfig:
             kwargs: what the drafter is made with.
         """
         return cls(
-            drafter=None if name == "off" else _of_ours("minivllm.speculation", name, kwargs),
+            drafter=None if name == "off" else component_of_ours("minivllm.speculation", name, kwargs),
             num_draft_tokens=num_draft_tokens,
             sample_drafts=sample_drafts,
-            length=_of_ours("minivllm.speculation.lengths", length, {}),
+            length=component_of_ours("minivllm.speculation.lengths", length, {}),
         )
-
-
-def _of_ours(package: str, name: str, kwargs: Mapping[str, Any]) -> Component:
-    class_name = "".join(part.capitalize() for part in name.split("_"))
-    return Component(target=f"{package}.{name}.{class_name}", kwargs=kwargs)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -33,6 +33,11 @@ class TextStream:
         # The stop string that ended the text.
         self.stopped_by: str | None = None
 
+    @property
+    def num_tokens(self) -> int:
+        """Tokens taken so far."""
+        return len(self._token_ids)
+
     def push(self, token_ids: Sequence[int]) -> bool:
         """Take new tokens; True when a stop string has ended the text, which is cut there."""
         if self.stopped_by is not None:

@@ -13,7 +13,7 @@ from minivllm.blocks.base import EvictionPolicy
 from minivllm.blocks.pool import BlockPool
 from minivllm.blocks.tables import BlockTables
 from minivllm.clock import Clock, WallClock
-from minivllm.config import EngineConfig
+from minivllm.config import EngineConfig, require
 from minivllm.plan import StepPlan, StepReport
 from minivllm.request import FinishReason, Request
 from minivllm.runner.base import Launched, MemoryReport, Runner
@@ -21,7 +21,9 @@ from minivllm.sampling.random import continuation_seed
 from minivllm.sampling_params import SamplingParams
 from minivllm.scheduler.base import SchedulingPolicy
 from minivllm.scheduler.builder import Commit
+from minivllm.scheduler.drafting import Drafting, decodes
 from minivllm.scheduler.scheduler import Scheduler
+from minivllm.speculation.lengths.base import DraftLengthPolicy
 
 
 class Engine:
@@ -41,7 +43,20 @@ class Engine:
         policy = config.scheduler.policy.make("scheduler", SchedulingPolicy)
         self._pool = BlockPool(runner.num_blocks, eviction)
         self._tables = BlockTables(self._pool, config.cache.block_size, config.cache.prefix_caching)
-        self.scheduler = Scheduler(config.scheduler, policy, self._tables, reuse_kv=config.cache.reuse_kv)
+        drafting, speculation = None, config.speculation
+        if speculation.enabled:
+            num_drafts = speculation.num_draft_tokens
+            require(
+                num_drafts < runner.max_model_len - 1,
+                "speculation.num_draft_tokens",
+                num_drafts,
+                f"below {runner.max_model_len - 1}: the context is model.max_model_len={runner.max_model_len}",
+            )
+            length = speculation.length.make("draft_length", DraftLengthPolicy, num_draft_tokens=num_drafts)
+            drafting = Drafting(length, self._tables)
+        self.scheduler = Scheduler(
+            config.scheduler, policy, self._tables, reuse_kv=config.cache.reuse_kv, drafting=drafting
+        )
         self._overlap = config.overlaps
         # The step that runs while the next one is made, where steps overlap.
         self._ahead: tuple[StepPlan, Launched] | None = None
@@ -142,7 +157,7 @@ class Engine:
         start_s = self.clock.now_s()
         plan = scheduler.schedule(now_s=start_s)
         # A chunk that reaches past the prompt decodes; without a KV cache every chunk starts at 0 and prefills.
-        num_decode_tokens = sum(c.num_tokens for c in plan.chunks if c.num_tokens == 1 and c.start > 0 and c.samples)
+        num_decode_tokens = sum(decodes(chunk) for chunk in plan.chunks)
         planned_s = self.clock.now_s()
         launched = self.runner.launch(plan)
         if self._overlap:
@@ -156,6 +171,9 @@ class Engine:
         if self._overlap:
             scheduler.advance(plan)
         end_s = self.clock.now_s()
+        if scheduler.drafting is not None and result is not None:
+            scheduler.drafting.observe(plan, result, end_s - start_s)
+        drafted = () if result is None else tuple(s for s in result.samples if s.num_draft_tokens)
         return StepReport(
             step=plan.step,
             start_s=start_s,
@@ -164,6 +182,11 @@ class Engine:
             run_s=ran_s - planned_s,
             commit_s=end_s - ran_s,
             device_s=None if result is None else result.device_s,
+            draft_s=None if result is None else result.draft_s,
+            verify_s=None if result is None else result.verify_s,
+            num_draft_tokens=sum(sample.num_draft_tokens for sample in drafted),
+            num_accepted_tokens=sum(sample.num_accepted_tokens for sample in drafted),
+            num_verifications=len(drafted),
             num_prefill_tokens=plan.num_tokens - num_decode_tokens,
             num_decode_tokens=num_decode_tokens,
             num_running=len(scheduler.running),
@@ -183,9 +206,14 @@ class Engine:
         """End a request now; it is handed over like any other. Unknown ids are left alone."""
         self.scheduler.finish(request_id, FinishReason.ABORT, self.clock.now_s())
 
-    def stop(self, request_id: int) -> None:
-        """End a request whose text reached a stop string."""
-        self.scheduler.finish(request_id, FinishReason.STOP, self.clock.now_s())
+    def stop(self, request_id: int, num_output_tokens: int) -> None:
+        """End a request whose text reached a stop string with one of the tokens of its last step.
+
+        Args:
+            request_id: it may have ended by a later token of that step.
+            num_output_tokens: those that it keeps.
+        """
+        self.scheduler.stop(request_id, num_output_tokens, self.clock.now_s())
 
     def request(self, request_id: int) -> Request | None:
         """An unfinished request, or None."""

@@ -231,15 +231,24 @@ class _Batch:
         """One engine step; who got which tokens."""
         engine = self.llm.engine
         report = engine.step()
-        for request_id, token_ids in report.emitted:
-            stream = self.streams.get(request_id)
-            if stream is not None and self.params[self.place[request_id][0]].stop and stream.push(token_ids):
-                engine.stop(request_id)
+        emitted = tuple((request_id, self._until_stop(request_id, tokens)) for request_id, tokens in report.emitted)
         for request in engine.take_finished():
             self.finished[request.request_id] = request
             if request.error is not None:
                 logger.error("%s", request.error)
-        return report.emitted
+        return emitted
+
+    def _until_stop(self, request_id: int, token_ids: tuple[int, ...]) -> tuple[int, ...]:
+        """New tokens up to the one whose text completes a stop string, with which the request ends."""
+        stream = self.streams.get(request_id)
+        prompt_index, _ = self.place[request_id]
+        if stream is None or not self.params[prompt_index].stop:
+            return token_ids
+        for count, token_id in enumerate(token_ids, start=1):
+            if stream.push((token_id,)):
+                self.llm.engine.stop(request_id, stream.num_tokens)
+                return token_ids[:count]
+        return token_ids
 
     def deltas(self) -> Iterator[StreamDelta]:
         try:

@@ -229,9 +229,14 @@ class Request:
         return self.status is RequestStatus.FINISHED
 
     @property
+    def num_tokens_left(self) -> int:
+        """Tokens that it may still get."""
+        return min(self.max_tokens - self.num_output_tokens, self.max_total_tokens - self.num_tokens)
+
+    @property
     def is_full(self) -> bool:
         """The newest token is the last one, whatever its value."""
-        return self.num_output_tokens >= self.max_tokens or self.num_tokens >= self.max_total_tokens
+        return self.num_tokens_left <= 0
 
     def expect_token(self) -> None:
         """One more token is being sampled: count it, before its value is known."""
@@ -258,6 +263,14 @@ class Request:
             self.token_ids.pop()
             self.num_tokens -= 1
             self.has_pending_token = False
+
+    def cut(self, num_output_tokens: int) -> None:
+        """Forget the output behind its first tokens; no token is pending."""
+        assert not self.has_pending_token and 0 < num_output_tokens <= self.num_output_tokens
+        self.num_tokens = self.num_prompt_tokens + num_output_tokens
+        del self.token_ids[self.num_tokens :]
+        del self.token_times_s[num_output_tokens:]
+        del self.logprobs[num_output_tokens:]
 
     def stop_reason(self) -> FinishReason | None:
         """Why the newest token ends the request, or None. The end token counts as output, as in vLLM."""

@@ -147,12 +147,15 @@ def continue_all(
     params = dataclasses.replace(params, seed=params.seed or 0)
     ids = [engine.add_request(list(prompt), params)[0] for prompt in prompts]
     tokens: dict[int, tuple[int, ...]] = {}
+    so_far: dict[int, list[int]] = {}
     while engine.has_unfinished:
         report = engine.step()
-        for request_id, _ in report.emitted:
-            request = engine.request(request_id)
-            if request is not None and is_over is not None and is_over(tuple(request.output_token_ids)):
-                engine.stop(request_id)
+        for request_id, new_tokens in report.emitted:
+            for token_id in new_tokens:
+                so_far.setdefault(request_id, []).append(token_id)
+                if is_over is not None and is_over(tuple(so_far[request_id])):
+                    engine.stop(request_id, len(so_far[request_id]))
+                    break
         for request in engine.take_finished():
             if request.error is not None:
                 raise RuntimeError(f"quality: {request.error}")

@@ -19,7 +19,8 @@ class QualityConfig:
     """Group `quality`.
 
     Args:
-        enabled: true, false, or null: where a lossy part was chosen, and the weights are a checkpoint's.
+        enabled: true, false, or null: where a lossy part was chosen, and the weights are a checkpoint's. Never with
+            acceptance that is made up (`speculation=synthetic`).
         text: `heldout`, or a .jsonl file with lines {"path", "text"}.
         num_windows: stretches of text of which every token is scored; 0 leaves this part out, and so with the others.
         window_tokens: length of each, the model's first token included, which is given and not scored.
@@ -71,7 +72,9 @@ class QualityConfig:
             )
 
     def is_measured(self, engine: EngineConfig) -> bool:
-        """Whether points of this engine have quality."""
+        """Whether points of this engine have quality; what makes up acceptance says nothing that could have any."""
+        if not engine.speculation.keeps_text:
+            return False
         if self.enabled is not None:
             return self.enabled
         return bool(engine.lossy_parts) and engine.model.weights == "checkpoint"

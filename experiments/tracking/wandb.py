@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import hashlib
+import json
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -33,7 +34,7 @@ _MAX_ROWS = 200
 _MAX_TABLE_ROWS = 500
 _TABLE_COLUMNS = {
     "requests": "run_id request_id arrival_s ttft_s tpot_s e2e_s queue_s num_prompt_tokens num_output_tokens "
-    "num_cached_tokens finish_reason",
+    "num_cached_tokens num_draft_tokens num_accepted_tokens finish_reason",
     "steps": "run_id step start_s duration_s run_s num_prefill_tokens num_decode_tokens num_running num_waiting "
     "kv_utilization_fraction",
 }
@@ -88,7 +89,7 @@ class WandbTracker:
             shown.define_metric("steps/*", step_metric="steps/step", summary="none")
             for history in self._history(run_id):
                 shown.log({f"steps/{key}": value for key, value in history.items() if value is not None})
-            shown.summary.update({k: _plain(v) for k, v in row.items() if v is not None and k != "run_id"})
+            shown.summary.update({k: _plain(v) for k, v in _scalars(row).items() if v is not None and k != "run_id"})
             files = [self._folder / table / f"{run_id}.parquet" for table in tables.TABLES]
             self._attach(shown, run_id, "run", [*files, self._folder / "configs" / f"{run_id}.yaml"])
 
@@ -189,5 +190,17 @@ def _sample(table: pa.Table | None) -> pa.Table | None:
     return table.take([i * table.num_rows // _MAX_TABLE_ROWS for i in range(_MAX_TABLE_ROWS)])
 
 
+def _scalars(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row of `runs` without its lists; what they say of acceptance, position by position, in their place."""
+    made = {key: value for key, value in row.items() if key not in tables.BY_POSITION}
+    evaluated, accepted = (row.get(f"{what}_by_position") or () for what in ("evaluated", "accepted"))
+    for position, (num, kept) in enumerate(zip(evaluated, accepted, strict=True), start=1):
+        made[f"acceptance/position_{position}"] = kept / num if num else None
+    return made
+
+
 def _plain(value: Any) -> Any:
+    """As a cell that W&B takes."""
+    if isinstance(value, list):
+        return json.dumps(value)
     return value.isoformat() if isinstance(value, datetime.datetime) else value

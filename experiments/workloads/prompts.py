@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 
+from experiments.workloads.paragraphs import paragraphs
+
 # Text is cut before it is tokenized: more characters a token than any tokenizer needs for code.
 _CHARS_PER_TOKEN = 8
+_GAP = re.compile(r"\s+")
 
 
 class PromptSource(Protocol):
@@ -22,6 +27,10 @@ class PromptSource(Protocol):
 
     def to_complete(self, max_tokens: int, generator: np.random.Generator) -> tuple[int, ...]:
         """The beginning of a document up to a random line: its last `max_tokens` tokens."""
+        ...
+
+    def prose_to_complete(self, max_tokens: int, generator: np.random.Generator) -> tuple[int, ...]:
+        """The prose of a document up to a random word within a paragraph: its last `max_tokens` tokens."""
         ...
 
 
@@ -36,6 +45,9 @@ class RandomTokens:
 
     def to_complete(self, max_tokens: int, generator: np.random.Generator) -> tuple[int, ...]:
         return self.tokens(int(generator.integers(1, max_tokens, endpoint=True)), generator)
+
+    def prose_to_complete(self, max_tokens: int, generator: np.random.Generator) -> tuple[int, ...]:
+        return self.to_complete(max_tokens, generator)
 
 
 class TextPrompts:
@@ -66,8 +78,31 @@ class TextPrompts:
     def to_complete(self, max_tokens: int, generator: np.random.Generator) -> tuple[int, ...]:
         text, starts = self._pick(generator)
         end = starts[int(generator.integers(1, len(starts)))] if len(starts) > 1 else len(text)
-        begin = max(0, end - max_tokens * _CHARS_PER_TOKEN)
-        ids = self._encode(text[begin:end])
+        return self._ending(text[:end], max_tokens)
+
+    def prose_to_complete(self, max_tokens: int, generator: np.random.Generator) -> tuple[int, ...]:
+        prose = self._prose
+        if not prose:
+            raise ValueError(
+                "workload.prompts: has no paragraphs of docstrings or comments; workload=code_completion takes any text"
+            )
+        before, paragraph = prose[int(generator.integers(len(prose)))]
+        gaps = [gap.start() for gap in _GAP.finditer(paragraph)]
+        # As the docstring of a module, which is where the model met prose.
+        return self._ending(f'"""{before}{paragraph[: gaps[int(generator.integers(len(gaps)))]]}', max_tokens)
+
+    @cached_property
+    def _prose(self) -> list[tuple[str, str]]:
+        """Each paragraph, and those of its document before it."""
+        found = []
+        for text, _ in self._documents:
+            parts = paragraphs(text)
+            found += [("".join(f"{one}\n\n" for one in parts[:place]), part) for place, part in enumerate(parts)]
+        return found
+
+    def _ending(self, text: str, max_tokens: int) -> tuple[int, ...]:
+        begin = max(0, len(text) - max_tokens * _CHARS_PER_TOKEN)
+        ids = self._encode(text[begin:])
         room = max_tokens - len(self._first)
         # A prompt that starts in the middle of a document has no first token.
         return (*self._first, *ids) if begin == 0 and len(ids) <= room else tuple(ids[-max_tokens:])

@@ -84,6 +84,9 @@ class BlockPool:
             self._block_of[key] = block_id
             self._eviction.on_publish(block_id)
 
+    def is_published(self, block_id: int) -> bool:
+        return self._key_of[block_id] is not None
+
     def lookup(self, key: bytes) -> int | None:
         """The block that holds this content, or None. No reference is taken."""
         return self._block_of.get(key)

@@ -91,6 +91,14 @@ class BlockTables:
             table.append(self.pool.allocate())
         return tuple(table[first:])
 
+    def trim(self, request_id: int, num_tokens: int) -> None:
+        """Give back the blocks behind the first `num_tokens` positions: those of rejected drafts, never published."""
+        table = self._tables[request_id]
+        while len(table) > self.num_blocks_for(num_tokens):
+            block_id = table.pop()
+            assert not self.pool.is_published(block_id), f"block {block_id} of rejected drafts is published"
+            self.pool.release(block_id)
+
     def unshare(self, request_id: int, start: int, end: int) -> list[BlockCopy]:
         """Give the request blocks of its own for positions `[start, end)`, which it is about to write.
 

@@ -235,8 +235,8 @@ def _fused_qk_norm(spec: ModelSpec, hf: str, source: WeightSource) -> Tensor:
     return torch.cat([q.expand(spec.num_heads, -1), k.expand(spec.num_kv_heads, -1)])
 
 
-class Llama:
-    """The decoder.
+class Decoder:
+    """The layers and the norm after them: a model without embedding and head.
 
     Args:
         spec: its shape.
@@ -244,6 +244,70 @@ class Llama:
         selection: how projections are stored and multiplied.
         ops: what computes the rest of a layer.
         max_len: positions that the rotation table covers.
+        flow: what calibrated schemes watch.
+        device: of the weights.
+    """
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        source: WeightSource,
+        selection: Selection,
+        ops: LayerOps,
+        max_len: int,
+        flow: Flow,
+        device: torch.device,
+    ) -> None:
+        self.spec = spec
+        self.max_len = max_len
+        # [max_len, 1, D / 2]
+        rotations = rotation_table(spec.rope, spec.head_dim, max_len).to(device)
+        self.layers = [DecoderLayer(spec, i, source, selection, ops, rotations, flow) for i in range(spec.num_layers)]
+        norm_weight = source.take("model.norm.weight")
+        selection.keep("norm", norm_weight)
+        self.norm = ops.make_norm(norm_weight, spec.rms_norm_eps)
+        flow.norm(self.norm)
+        self._silu_and_mul = ops.silu_and_mul
+        self.weights_bytes = sum(layer.weight_bytes for layer in self.layers) + self.norm.weight_bytes
+        # A layer ends with the norm that the next one begins with, as the residual sum is fused into it.
+        next_norms = [layer.input_norm for layer in self.layers[1:]] + [self.norm]
+        self._layers_and_next_norms = list(zip(self.layers, next_norms, strict=True))
+
+    def run_layers(
+        self,
+        residual: Tensor,
+        positions: Tensor,
+        attend: Attend,
+        first: int = 0,
+        end: int | None = None,
+        on_layer: Callable[[int, Tensor], None] | None = None,
+    ) -> Tensor:
+        """Layers [first, end) of the decoder; all the rest where `end` is None.
+
+        Args:
+            residual: [N, C], the residual stream before them (the embedding before the first), brought up to date.
+            positions, attend, on_layer: as in `forward`.
+
+        Returns:
+            [N, C]: the stream after them, through the norm that comes next: that of layer `end`, or the final one.
+        """
+        at = self.layers[0].rotary.at(positions)
+        x = self.layers[first].input_norm(residual)
+        for index, (layer, next_norm) in enumerate(self._layers_and_next_norms[first:end], start=first):
+            qkv = layer.qkv(x)
+            x = layer.post_norm.add(layer.o(attend(qkv, index, layer.rotary, at)), residual)
+            x = layer.down(self._silu_and_mul(layer.gate_up(x)))
+            if on_layer is not None:
+                on_layer(index, residual + x)
+            x = next_norm.add(x, residual)
+        return x
+
+
+class Llama(Decoder):
+    """The decoder between its embedding and its head.
+
+    Args:
+        spec, source, selection, ops, max_len: see `Decoder`.
         start_flow: makes the flow that calibrated schemes watch, from the embedding; nothing flows where None.
     """
 
@@ -256,19 +320,10 @@ class Llama:
         max_len: int,
         start_flow: Callable[[Tensor], Flow] | None = None,
     ) -> None:
-        self.spec = spec
-        self.max_len = max_len
         embedding = source.take("model.embed_tokens.weight")
         self.dtype = embedding.dtype
         flow = Flow() if start_flow is None else start_flow(embedding)
-        # [max_len, 1, D / 2]
-        rotations = rotation_table(spec.rope, spec.head_dim, max_len).to(embedding.device)
-        self.layers = [DecoderLayer(spec, i, source, selection, ops, rotations, flow) for i in range(spec.num_layers)]
-        norm_weight = source.take("model.norm.weight")
-        selection.keep("norm", norm_weight)
-        self.norm = ops.make_norm(norm_weight, spec.rms_norm_eps)
-        flow.norm(self.norm)
-        self._silu_and_mul = ops.silu_and_mul
+        super().__init__(spec, source, selection, ops, max_len, flow, embedding.device)
         # A tied head is the embedding once more: the scheme keeps it unchanged and looks rows up in it, or leaves it.
         head = embedding if spec.tie_word_embeddings else source.take_weight("lm_head.weight")
         selection.keep("embed_tokens", embedding)
@@ -277,16 +332,8 @@ class Llama:
         shared = self.lm_head.look_up if spec.tie_word_embeddings else None
         # [N] int64 -> [N, C], a new tensor
         self.embed = shared or (lambda token_ids: embedding.index_select(0, token_ids))
-        self.weights_bytes = (
-            (0 if shared else embedding.nbytes)
-            + sum(layer.weight_bytes for layer in self.layers)
-            + self.norm.weight_bytes
-            + self.lm_head.weight_bytes
-        )
+        self.weights_bytes += (0 if shared else embedding.nbytes) + self.lm_head.weight_bytes
         self.precision = selection.precision()
-        # A layer ends with the norm that the next one begins with, as the residual sum is fused into it.
-        next_norms = [layer.input_norm for layer in self.layers[1:]] + [self.norm]
-        self._layers_and_next_norms = list(zip(self.layers, next_norms, strict=True))
 
     def forward(
         self,
@@ -295,17 +342,7 @@ class Llama:
         attend: Attend,
         on_layer: Callable[[int, Tensor], None] | None = None,
     ) -> Tensor:
-        at = self.layers[0].rotary.at(positions)
-        residual = self.embed(token_ids)
-        x = self.layers[0].input_norm(residual)
-        for index, (layer, next_norm) in enumerate(self._layers_and_next_norms):
-            qkv = layer.qkv(x)
-            x = layer.post_norm.add(layer.o(attend(qkv, index, layer.rotary, at)), residual)
-            x = layer.down(self._silu_and_mul(layer.gate_up(x)))
-            if on_layer is not None:
-                on_layer(index, residual + x)
-            x = next_norm.add(x, residual)
-        return x
+        return self.run_layers(self.embed(token_ids), positions, attend, on_layer=on_layer)
 
     def compute_logits(self, hidden: Tensor) -> Tensor:
         return self.lm_head(hidden)

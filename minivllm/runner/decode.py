@@ -1,12 +1,15 @@
 """A step that only decodes, from buffers that stay where they are: what a CUDA graph can hold.
 
-All that changes from step to step is two int32 a request, its row and its position. The rest (token, slot, context
+All that changes from step to step is two int32 a query, its row and its position. The rest (token, slot, context
 length, block table) is looked up on the device; the sampled token goes back into its row there.
+
+A chain of drafts lies behind the newest token in its row, so verifying it is decoding at several positions of one row:
+K/V of all queries are written before any of them attends, and a query's context ends with itself. The same graphs
+serve it, whatever the number of drafts of each request. What it costs is that each query reads the row's keys anew, if
+from a cache; `verify_step` reads them once.
 """
 
 from __future__ import annotations
-
-from typing import Any
 
 import numpy as np
 import torch
@@ -15,8 +18,9 @@ from torch import Tensor
 from minivllm.attention.triton_backend import Decodes, Prefills, TritonAttention, TritonMetadata
 from minivllm.models.llama import Llama
 from minivllm.runner.device_rows import DeviceRows, Need
+from minivllm.runner.forward import attend_with
 from minivllm.transfer import upload
-from minivllm_kernels.prepare_inputs.kernel import prepare_decode
+from minivllm_kernels.prepare_inputs.kernel import prepare_decode, store_rows_
 
 
 def batch_buckets(max_rows: int) -> tuple[int, ...]:
@@ -39,13 +43,22 @@ class DecodeStep:
         model: what computes.
         attention: over the K/V pool.
         rows: the requests on the device.
-        max_rows: requests in one step.
+        max_rows: queries in one step: as many requests, or fewer with drafts.
+        features: [num_slots, C], where final hidden states are kept; None keeps none.
     """
 
-    def __init__(self, model: Llama, attention: TritonAttention, rows: DeviceRows, max_rows: int) -> None:
+    def __init__(
+        self,
+        model: Llama,
+        attention: TritonAttention,
+        rows: DeviceRows,
+        max_rows: int,
+        features: Tensor | None = None,
+    ) -> None:
         self._model = model
         self._attention = attention
         self._rows = rows
+        self._features = features
         device = rows.tokens.device
         self._device = device
         # Row and position of each request, -1 pads; together, so that one copy brings them.
@@ -59,18 +72,18 @@ class DecodeStep:
         self._cu_seqlens = torch.arange(max_rows + 1, dtype=torch.int32, device=device)
 
     def fill(self, rows: np.ndarray, positions: np.ndarray, size: int) -> None:
-        """Say who decodes: rows and positions [R], padded to `size`."""
+        """Say who decodes: rows and positions [R], padded to `size`. Drafts in a row are queries of their own."""
         inputs = np.full((2, size), -1, dtype=np.int32)
         inputs[0, : len(rows)] = rows
         inputs[1, : len(rows)] = positions
         self._inputs[:, :size].copy_(upload(inputs, self._device), non_blocking=True)
 
-    def compute(self, size: int, need: Need) -> tuple[Tensor, Tensor]:
+    def compute(self, size: int, need: Need | None) -> tuple[Tensor, Tensor]:
         """Run what `fill` said.
 
         Args:
             size: as given there.
-            need: of the neediest row.
+            need: of the neediest row; None samples nothing.
 
         Returns:
             sampled tokens [size] int64 (-1 where logits are no numbers), and logits [size, V].
@@ -102,19 +115,10 @@ class DecodeStep:
             decodes = Decodes(block_table=table, context_lens=context_lens)
             metadata = TritonMetadata(slot_mapping=slots, decodes=decodes, prefills=None)
         hidden = self._model.forward(token_ids, places, attend_with(self._attention, metadata))
+        if self._features is not None:
+            store_rows_(self._features, slots, hidden)
         logits = self._model.compute_logits(hidden)
         sampled = self._sampled[:size]
-        self._rows.sample_(logits, rows, positions + 1, need, sampled)
+        if need is not None:
+            self._rows.sample_(logits, rows, positions + 1, need, sampled)
         return sampled, logits
-
-
-def attend_with(attention: TritonAttention, metadata: TritonMetadata) -> Any:
-    """Rotation, K/V write and attention of a step, an `Attend`: the first two in one pass."""
-    layers, slots = attention.layers, metadata.slot_mapping
-
-    # A `WritingRotary`, as Triton's operations make them.
-    def attend(qkv: Tensor, layer: int, rotary: Any, at: Any) -> Tensor:
-        rotary.rotate_and_write_(qkv, at, layers[layer], slots)
-        return attention.attend_written(qkv, layer, metadata)
-
-    return attend

@@ -115,14 +115,28 @@ class DeviceRows:
         )
         return token_ids, slots
 
+    def store(self, places: np.ndarray, token_ids: Tensor) -> None:
+        """Put tokens, [N] int64 on the device, to their places, [2, N] int32: rows (-1 pads) and positions."""
+        self.keep(upload(np.ascontiguousarray(places, dtype=np.int32), self._device), token_ids)
+
+    def keep(self, places: Tensor, token_ids: Tensor) -> None:
+        """As `store`, with places on the device."""
+        store_tokens_(self.tokens, places[0], places[1], token_ids)
+
     def warm_up(self) -> None:
-        """Launch for a row of nobody what adding and gathering rows launches."""
+        """Launch for a row of nobody what adding, gathering and storing launches."""
         nobody = torch.full((1,), -1, dtype=torch.int32, device=self._device)
+        store_tokens_(self.tokens, nobody, nobody, nobody.long())
         scatter_table_(self.block_table, nobody, nobody, nobody)
         self.gather(nobody, torch.zeros(1, dtype=torch.int64, device=self._device))
 
-    def sample_(self, logits: Tensor, rows: Tensor, positions: Tensor, need: Need, sampled: Tensor) -> None:
+    def sample_(
+        self, logits: Tensor, rows: Tensor, positions: Tensor, need: Need, sampled: Tensor, *, store: bool = True
+    ) -> None:
         """Choose each row's next token, and keep it in its row.
+
+        Drafts are behind the newest token in its row, so each of their logits sees those before it. When all rows have
+        their token, what is kept takes the drafts' places: where a draft stands they are the same.
 
         Args:
             logits: [M, V].
@@ -130,6 +144,7 @@ class DeviceRows:
             positions: [M] int32, where in its request the token will stand.
             need: of the neediest row.
             sampled: [M] int64 to fill; -1 where logits are no numbers.
+            store: False where positions do not tell drafts apart: in trees.
         """
         if need is Need.ARGMAX:
             argmax(logits, out_tokens=sampled)
@@ -144,4 +159,5 @@ class DeviceRows:
                 penalties=need is Need.ALL,
                 filters=need is Need.ALL,
             )
-        store_tokens_(self.tokens, rows, positions, sampled)
+        if store:
+            store_tokens_(self.tokens, rows, positions, sampled)

@@ -2,7 +2,8 @@
 
 Steps that only decode are replayed as CUDA graphs (`decode`, `graphs`); steps with prompts in them are launched kernel
 by kernel, decodes first. Either way the sampled tokens stay on the device for the next step, and a copy of them travels
-to the host, to be read when the step is waited for.
+to the host, to be read when the step is waited for. So do drafts that the device computed: they are verified before the
+host has seen them.
 """
 
 from __future__ import annotations
@@ -17,19 +18,33 @@ from torch import Tensor
 
 from minivllm.attention.base import PackedBatch
 from minivllm.attention.triton_backend import TritonAttention
+from minivllm.clock import Clock, WallClock
 from minivllm.config import EngineConfig
-from minivllm.layers.base import Rotary
 from minivllm.plan import Chunk, SampledTokens, StepPlan, StepResult
 from minivllm.runner.base import Done, Launched, MemoryReport
-from minivllm.runner.decode import DecodeStep, attend_with, batch_buckets
+from minivllm.runner.decode import DecodeStep, batch_buckets
+from minivllm.runner.device_drafts import DeviceDrafts
+from minivllm.runner.device_flight import Flight, Logprobs, Marks, Times
 from minivllm.runner.device_rows import DeviceRows, Need
+from minivllm.runner.drafting import StepDrafts
+from minivllm.runner.forward import attend_of, resume_forward
 from minivllm.runner.graphs import DecodeGraphs
 from minivllm.runner.model_runner import failed
 from minivllm.runner.parts import Parts
 from minivllm.runner.rows import Rows
 from minivllm.transfer import download, upload
 from minivllm_kernels.compilations import num_compilations
-from minivllm_kernels.sample.kernel import logprobs
+from minivllm_kernels.prepare_inputs.kernel import store_rows_
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Computed:
+    """What a step left on the device: tokens [M] int64 and logits [M, V], padded; and the moment before it, after the
+    inputs were on their way, so that a device which waits for the host is not taken for a busy one."""
+
+    sampled: Tensor
+    logits: Tensor | None
+    begun: Any
 
 
 class DeviceRunner:
@@ -38,12 +53,13 @@ class DeviceRunner:
     Args:
         config: the engine's.
         parts: made for it.
+        clock: of what is timed where there is no GPU.
 
     Raises:
         ValueError: CUDA graphs with an attention backend that they cannot hold.
     """
 
-    def __init__(self, config: EngineConfig, parts: Parts) -> None:
+    def __init__(self, config: EngineConfig, parts: Parts, clock: Clock | None = None) -> None:
         self.parts = parts
         self.model = parts.model
         self.kernels = parts.kernels
@@ -54,16 +70,23 @@ class DeviceRunner:
         self._path = config.model.path
         self._attention = parts.attention
         self._on_gpu = parts.device.type == "cuda"
+        self._marks = Marks(self._on_gpu, clock or WallClock())
 
         max_rows = config.scheduler.max_num_seqs
         self._rows = Rows(max_rows, self.max_model_len, config.cache.block_size)
         self._device_rows = DeviceRows(self._rows, max_rows, self.max_model_len, parts.device)
         self._needs = [Need.ARGMAX] * max_rows
+        self._drafts: DeviceDrafts | None = None
+        max_queries = max_rows
+        if parts.drafter is not None:
+            speculation = config.speculation
+            self._drafts = DeviceDrafts(parts.drafter, parts, self._rows, self._device_rows, speculation.sample_drafts)
+            max_queries *= 1 + speculation.num_draft_tokens
         self._step: DecodeStep | None = None
         self._graphs: DecodeGraphs | None = None
-        self._sizes = batch_buckets(max_rows)
+        self._sizes = batch_buckets(max_queries)
         if isinstance(parts.attention, TritonAttention):
-            self._step = DecodeStep(self.model, parts.attention, self._device_rows, max_rows)
+            self._step = DecodeStep(self.model, parts.attention, self._device_rows, max_queries, parts.features)
         elif config.execution.cuda_graphs:
             raise ValueError("execution.cuda_graphs=true: needs attention=triton; choose it, or cuda_graphs=null")
         if self._on_gpu:
@@ -79,25 +102,45 @@ class DeviceRunner:
         if not plan.chunks:
             return Done(result=StepResult(samples=()))
         only_decodes = all(chunk.num_tokens == 1 and chunk.samples for chunk in plan.chunks)
-        # Decodes first, as the attention kernels want them; `sorted` keeps the rest in order.
-        chunks = plan.chunks if only_decodes else sorted(plan.chunks, key=lambda chunk: chunk.num_tokens > 1)
+        # Decodes first, as the attention kernels want them, then verifications; `sorted` keeps the rest in order.
+        chunks: Sequence[Chunk] = plan.chunks
+        if not only_decodes or self._drafts is not None:
+            chunks = sorted(chunks, key=lambda chunk: (chunk.num_tokens > 1, chunk.num_draft_tokens > 0))
         rows = self._rows.of(chunks)
-        need = max(self._needs[row] for row in rows.tolist())
-        if only_decodes and self._step is not None:
-            begun, sampled, logits = self._decode(chunks, rows, need)
+        drafts, started = None, None if self._drafts is None else self._marks.now()
+        if self._drafts is not None:
+            drafts = self._drafts.propose(chunks, rows)
+        drafted = None if self._drafts is None else self._marks.now()
+        # None: these drafts are not sampled as others are.
+        need = None
+        if drafts is None or self._drafts is None or not self._drafts.needs_rule(drafts):
+            need = max(self._needs[row] for row in rows.tolist())
+        if only_decodes and self._can_decode(drafts, len(chunks)):
+            computed = self._decode(chunks, rows, drafts, need)
         else:
-            begun, sampled, logits = self._mixed(chunks, rows, need)
-        sampling = [(chunk, row) for chunk, row in zip(chunks, rows.tolist(), strict=True) if chunk.samples]
-        asked = [(i, self._rows.params[row].logprobs) for i, (_, row) in enumerate(sampling)]
-        told = _Logprobs.start(logits, sampled, [(i, number) for i, number in asked if number is not None])
-        return _Flight(
-            runner=self,
+            computed = self._mixed(chunks, rows, drafts, need)
+        num_sampled = sum(
+            1 + (0 if drafts is None else int(drafts.counts[i])) for i, chunk in enumerate(chunks) if chunk.samples
+        )
+        sampled = computed.sampled[:num_sampled]
+        told = Logprobs.start(computed.logits, sampled, self._asked(chunks, rows, drafts))
+        if drafts is not None and drafts.token_ids is None:
+            assert drafts.proposal is not None
+            sampled = torch.cat([sampled, drafts.proposal.token_ids.reshape(-1)])
+        sampled = download(sampled)
+        return Flight(
             order=[chunk.request_id for chunk in plan.chunks if chunk.samples],
-            chunks=[chunk for chunk, _ in sampling],
-            sampled=download(sampled[: len(sampling)]),
+            chunks=chunks,
+            rows=rows,
+            drafts=drafts,
+            speculation=self._drafts,
+            sampled=sampled,
             logprobs=told,
-            begun=begun,
-            ended=self._record(),
+            times=Times(
+                marks=self._marks, started=started, drafted=drafted, begun=computed.begun, ended=self._marks.now()
+            ),
+            failed=self.failed,
+            num_compilations=self.new_compilations,
         )
 
     def _apply(self, plan: StepPlan) -> None:
@@ -112,28 +155,63 @@ class DeviceRunner:
             places = np.array([(copy.source, copy.target) for copy in plan.copies], dtype=np.int64).T.copy()
             sources, targets = upload(places, self.parts.device)
             self.parts.copy_blocks(sources, targets)
+        if self._drafts is not None:
+            self._drafts.tell(plan)
 
-    def _decode(self, chunks: Sequence[Chunk], rows: np.ndarray, need: Need) -> tuple[Any, Tensor, Tensor | None]:
-        """Sampled tokens and logits, padded, and the event before them: after the inputs are on their way, so that a
-        device which waits for the host is not taken for a busy one."""
+    def _asked(self, chunks: Sequence[Chunk], rows: np.ndarray, drafts: StepDrafts | None) -> list[tuple[int, int]]:
+        """(row of logits, how many likeliest) of all that ask for logprobs."""
+        asked, end = [], 0
+        for i, chunk in enumerate(chunks):
+            if chunk.samples:
+                first, end = end, end + 1 + (0 if drafts is None else int(drafts.counts[i]))
+                number = self._rows.params[rows[i]].logprobs
+                if number is not None:
+                    asked += [(at, number) for at in range(first, end)]
+        return asked
+
+    def _can_decode(self, drafts: StepDrafts | None, num_chunks: int) -> bool:
+        """Whether a step in which everybody has one known token is one of queries beside each other."""
+        if self._step is None:
+            return False
+        if drafts is None:
+            return True
+        return drafts.tree is None and drafts.resume is None and num_chunks + drafts.counts.sum() <= self._sizes[-1]
+
+    def _decode(
+        self, chunks: Sequence[Chunk], rows: np.ndarray, drafts: StepDrafts | None, need: Need | None
+    ) -> _Computed:
         assert self._step is not None
-        size = len(chunks)
+        positions = np.array([chunk.start for chunk in chunks], dtype=np.int32)
+        query_rows = rows
+        if drafts is not None:
+            counts = drafts.counts + 1
+            query_rows = np.repeat(rows, counts)
+            ends = np.cumsum(counts)
+            positions = (np.arange(ends[-1]) + np.repeat(positions - ends + counts, counts)).astype(np.int32)
+        size = len(positions)
         if self._graphs is not None:
             size = next(bucket for bucket in self._sizes if bucket >= size)
-        positions = np.array([chunk.start for chunk in chunks], dtype=np.int32)
-        self._step.fill(rows, positions, size)
-        begun = self._record()
-        if self._graphs is not None:
-            return begun, *self._graphs.replay(size, need)
-        return begun, *self._step.compute(size, need)
+        self._step.fill(query_rows, positions, size)
+        begun = self._marks.now()
+        compute = self._step.compute if self._graphs is None else self._graphs.replay
+        sampled, logits = compute(size, need)
+        if need is None:
+            assert drafts is not None and logits is not None
+            places = upload(np.stack([query_rows, positions + 1]).astype(np.int32), self.parts.device)
+            sampled = self._sample_by_rule(logits[: len(positions)], chunks, rows, drafts, places)
+        return _Computed(sampled=sampled, logits=logits, begun=begun)
 
-    def _mixed(self, chunks: Sequence[Chunk], rows: np.ndarray, need: Need) -> tuple[Any, Tensor, Tensor]:
-        packed = self._rows.pack(chunks, rows)
+    def _mixed(
+        self, chunks: Sequence[Chunk], rows: np.ndarray, drafts: StepDrafts | None, need: Need | None
+    ) -> _Computed:
+        tree = None if drafts is None else drafts.tree
+        packed = self._rows.pack(chunks, rows, None if drafts is None else drafts.counts, tree)
         device = self.parts.device
         token_rows = upload(packed.token_rows.astype(np.int32), device)
-        positions = upload(packed.positions, device)
-        begun = self._record()
-        token_ids, slots = self._device_rows.gather(token_rows, positions)
+        places = upload(packed.places, device)
+        positions = places if tree is None else upload(packed.positions, device)
+        begun = self._marks.now()
+        token_ids, slots = self._device_rows.gather(token_rows, places)
         samples = upload(packed.sample_indices, device)
         batch = PackedBatch(
             token_ids=token_ids,
@@ -143,15 +221,35 @@ class DeviceRunner:
             context_lens=packed.context_lens,
             block_table=packed.block_table,
             sample_indices=samples,
+            trees=packed.trees,
         )
-        hidden = self._forward(batch)
+        if drafts is None or drafts.resume is None:
+            hidden = self._forward(batch)
+        else:
+            hidden = resume_forward(self.model, self._attention, batch, drafts.resume, drafts.counts)
+        if self.parts.features is not None:
+            store_rows_(self.parts.features, slots, hidden)
         if len(samples) == 0:
-            return begun, hidden.new_empty(0, dtype=torch.int64), hidden[:0]
+            return _Computed(sampled=hidden.new_empty(0, dtype=torch.int64), logits=hidden[:0], begun=begun)
         logits = self.model.compute_logits(hidden if len(samples) == len(hidden) else hidden.index_select(0, samples))
         rows_of_samples, targets = token_rows.index_select(0, samples), positions.index_select(0, samples).int() + 1
-        sampled = torch.empty(len(samples), dtype=torch.int64, device=device)
-        self._device_rows.sample_(logits, rows_of_samples, targets, need, sampled)
-        return begun, sampled, logits
+        if need is None:
+            assert drafts is not None
+            sampled = self._sample_by_rule(logits, chunks, rows, drafts, torch.stack([rows_of_samples, targets]))
+        else:
+            sampled = torch.empty(len(samples), dtype=torch.int64, device=device)
+            self._device_rows.sample_(logits, rows_of_samples, targets, need, sampled, store=tree is None)
+        return _Computed(sampled=sampled, logits=logits, begun=begun)
+
+    def _sample_by_rule(
+        self, logits: Tensor, chunks: Sequence[Chunk], rows: np.ndarray, drafts: StepDrafts, places: Tensor
+    ) -> Tensor:
+        """See `DeviceDrafts.sample`; places are [2, M] int32, rows and positions of the tokens."""
+        assert self._drafts is not None
+        sampled = self._drafts.sample(logits, chunks, rows, drafts)
+        if drafts.tree is None:
+            self._device_rows.keep(places, sampled)
+        return sampled
 
     def forward(self, batch: PackedBatch) -> Tensor:
         """[N, C], see `ReadingRunner`."""
@@ -161,15 +259,7 @@ class DeviceRunner:
         return hidden
 
     def _forward(self, batch: PackedBatch) -> Tensor:
-        metadata = self._attention.prepare(batch)
-        if isinstance(self._attention, TritonAttention):
-            return self.model.forward(batch.token_ids, batch.positions, attend_with(self._attention, metadata))
-
-        def attend(qkv: Tensor, layer: int, rotary: Rotary, at: Any) -> Tensor:
-            rotary.rotate_(qkv, at)
-            return self._attention.attend(qkv, layer, metadata)
-
-        return self.model.forward(batch.token_ids, batch.positions, attend)
+        return self.model.forward(batch.token_ids, batch.positions, attend_of(self._attention, batch))
 
     @torch.inference_mode()
     def _warm_up(self, config: EngineConfig) -> None:
@@ -214,13 +304,6 @@ class DeviceRunner:
             sample_indices=nobody,
         )
 
-    def _record(self) -> Any:
-        if not self._on_gpu:
-            return None
-        event = torch.cuda.Event(enable_timing=True)
-        event.record()
-        return event
-
     def new_compilations(self) -> int:
         """Kernels compiled since the last call."""
         before, self._compiled = self._compiled, num_compilations()
@@ -228,65 +311,3 @@ class DeviceRunner:
 
     def failed(self, chunk: Chunk) -> SampledTokens:
         return failed(chunk, self._path, self.parts.dtype)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Flight:
-    """A step on its way: what to wait for, and whose tokens they are."""
-
-    runner: DeviceRunner
-    # Requests that sample, in the plan's order, and their chunks in that of `sampled`.
-    order: list[int]
-    chunks: list[Chunk]
-    # [num_samples] int64 on the host
-    sampled: Tensor
-    logprobs: _Logprobs | None
-    begun: Any
-    ended: Any
-
-    def wait(self) -> StepResult:
-        if self.ended is not None:
-            self.ended.synchronize()
-        told = {} if self.logprobs is None else self.logprobs.of_rows()
-        by_request = {}
-        for i, (chunk, token_id) in enumerate(zip(self.chunks, self.sampled.tolist(), strict=True)):
-            by_request[chunk.request_id] = (
-                self.runner.failed(chunk)
-                if token_id < 0
-                else SampledTokens(
-                    request_id=chunk.request_id, token_ids=(token_id,), logprobs=(told[i],) if i in told else ()
-                )
-            )
-        return StepResult(
-            samples=tuple(by_request[request_id] for request_id in self.order),
-            device_s=None if self.ended is None else self.begun.elapsed_time(self.ended) / 1000,
-            num_compilations=self.runner.new_compilations(),
-        )
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Logprobs:
-    """Raw logprobs of the rows that asked for some, on their way to the host."""
-
-    # (row of the step, how many likeliest)
-    asked: list[tuple[int, int]]
-    # [len(asked), 1 + most that any asked for]
-    token_ids: Tensor
-    values: Tensor
-
-    @classmethod
-    def start(cls, logits: Tensor | None, sampled: Tensor, asked: list[tuple[int, int]]) -> _Logprobs | None:
-        if not asked:
-            return None
-        assert logits is not None, "who asks for logprobs needs all"
-        rows = upload(np.array([row for row, _ in asked], dtype=np.int64), logits.device)
-        ids, values = logprobs(
-            logits.index_select(0, rows),
-            sampled.index_select(0, rows),
-            num_likeliest=max(number for _, number in asked),
-        )
-        return cls(asked=asked, token_ids=download(ids), values=download(values))
-
-    def of_rows(self) -> dict[int, dict[int, float]]:
-        table = zip(self.asked, self.token_ids.tolist(), self.values.tolist(), strict=True)
-        return {row: dict(zip(ids[: 1 + k], values[: 1 + k], strict=True)) for (row, k), ids, values in table}

@@ -5,20 +5,26 @@ Token ids are the host's (numpy); a step is over when it is launched. It serves 
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from minivllm.attention.base import PackedBatch
+from minivllm.attention.base import AttentionBackend, PackedBatch
+from minivllm.clock import Clock, WallClock
 from minivllm.config import EngineConfig
-from minivllm.layers.base import Rotary
 from minivllm.plan import Chunk, SampledTokens, StepPlan, StepResult
 from minivllm.runner.base import Done, MemoryReport
+from minivllm.runner.drafting import StepDrafts, propose, tell
+from minivllm.runner.forward import attend_of, resume_forward
 from minivllm.runner.parts import Parts
 from minivllm.runner.rows import Rows
-from minivllm.sampling.sampler import SamplingBatch, SamplingRow, is_plain, sample
+from minivllm.sampling.drafts import DraftBatch
+from minivllm.sampling.sampler import RowMax, SamplingBatch, SamplingRow, is_plain, sample
+from minivllm.sampling.verify import sample_chains
+from minivllm.speculation.base import Drafter, DraftRequest
+from minivllm.speculation.tree import DraftTree
 
 
 class ModelRunner:
@@ -29,7 +35,7 @@ class ModelRunner:
         parts: made for it.
     """
 
-    def __init__(self, config: EngineConfig, parts: Parts) -> None:
+    def __init__(self, config: EngineConfig, parts: Parts, clock: Clock | None = None) -> None:
         self.parts = parts
         self.model = parts.model
         self.kernels = parts.kernels
@@ -40,6 +46,9 @@ class ModelRunner:
         self._attention = parts.attention
         self._row_max = parts.ops.row_max
         self._path = config.model.path
+        self._drafter = parts.drafter
+        self._sample_drafts = config.speculation.sample_drafts
+        self._clock = clock or WallClock()
 
         max_rows = config.scheduler.max_num_seqs
         self._rows = Rows(max_rows, self.max_model_len, config.cache.block_size)
@@ -58,33 +67,44 @@ class ModelRunner:
         if not plan.chunks:
             return StepResult(samples=())
         rows = self._rows.of(plan.chunks)
-        packed = self._rows.pack(plan.chunks, rows)
+        start_s = self._clock.now_s()
+        drafts = None if self._drafter is None else self._draft(self._drafter, plan, rows)
+        drafted_s = self._clock.now_s()
+        packed = self._rows.pack(
+            plan.chunks, rows, None if drafts is None else drafts.counts, None if drafts is None else drafts.tree
+        )
         batch = PackedBatch(
-            token_ids=self._to_device(self._token_ids[packed.token_rows, packed.positions]),
+            token_ids=self._to_device(self._token_ids[packed.token_rows, packed.places]),
             positions=self._to_device(packed.positions),
             slot_mapping=self._to_device(packed.slot_mapping),
             cu_seqlens_q=packed.cu_seqlens_q,
             context_lens=packed.context_lens,
             block_table=packed.block_table,
             sample_indices=self._to_device(packed.sample_indices),
+            trees=packed.trees,
         )
-        hidden_NC = self.forward(batch)
-        sampling = [(chunk, row) for chunk, row in zip(plan.chunks, rows.tolist(), strict=True) if chunk.samples]
-        if not sampling:
+        if drafts is None or drafts.resume is None:
+            hidden_NC = self.forward(batch)
+        else:
+            hidden_NC = resume_forward(self.model, self._attention, batch, drafts.resume, drafts.counts)
+        if self.parts.features is not None:
+            self.parts.features.index_copy_(0, batch.slot_mapping, hidden_NC)
+        if len(batch.sample_indices) == 0:
             return StepResult(samples=())
         if len(batch.sample_indices) < len(batch.token_ids):
             hidden_NC = hidden_NC.index_select(0, batch.sample_indices)
-        return self._sample(self.model.compute_logits(hidden_NC).float(), sampling)
+        samples = self._sample(self.model.compute_logits(hidden_NC).float(), plan.chunks, rows, drafts)
+        if self._drafter is not None:
+            ends = [chunk.start + chunk.num_tokens for chunk in plan.chunks if chunk.samples]
+            for end, sample in zip(ends, samples, strict=True):
+                self._drafter.extend(sample.request_id, end + len(sample.token_ids), sample.token_ids)
+        if not any(chunk.num_draft_tokens for chunk in plan.chunks):
+            return StepResult(samples=samples)
+        return StepResult(samples=samples, draft_s=drafted_s - start_s, verify_s=self._clock.now_s() - drafted_s)
 
     def forward(self, batch: PackedBatch) -> Tensor:
         """[N, C], see `ReadingRunner`."""
-        metadata = self._attention.prepare(batch)
-
-        def attend(qkv: Tensor, layer: int, rotary: Rotary, at: Any) -> Tensor:
-            rotary.rotate_(qkv, at)
-            return self._attention.attend(qkv, layer, metadata)
-
-        return self.model.forward(batch.token_ids, batch.positions, attend)
+        return self.model.forward(batch.token_ids, batch.positions, attend_of(self._attention, batch))
 
     def _apply(self, plan: StepPlan) -> None:
         self._rows.release(plan)
@@ -97,44 +117,133 @@ class ModelRunner:
             sources = torch.tensor([copy.source for copy in plan.copies], device=self.parts.device)
             targets = torch.tensor([copy.target for copy in plan.copies], device=self.parts.device)
             self.parts.copy_blocks(sources, targets)
+        if self._drafter is not None:
+            tell(self._drafter, plan, self._rows)
+
+    # What a drafter needs of its runner, see `DraftHost`
+
+    @property
+    def rows(self) -> Rows:
+        return self._rows
+
+    @property
+    def features(self) -> Tensor | None:
+        return self.parts.features
+
+    def token_ids(self, rows: np.ndarray, places: np.ndarray) -> Tensor:
+        return self._to_device(self._token_ids[rows, places])
+
+    def draft_batch(self, requests: Sequence[DraftRequest], num_drafts: int) -> DraftBatch:
+        if not self._sample_drafts or all(self._plain[request.row] for request in requests):
+            return DraftBatch.greedy(len(requests), num_drafts)
+        rows = [
+            SamplingRow(
+                params=self._rows.params[request.row], seed=self._rows.seeds[request.row], position=request.num_tokens
+            )
+            for request in requests
+        ]
+        return DraftBatch.make(rows, num_drafts, self.parts.device)
+
+    @property
+    def row_max(self) -> RowMax:
+        return self._row_max
+
+    @property
+    def attention(self) -> AttentionBackend:
+        return self._attention
+
+    def _draft(self, drafter: Drafter, plan: StepPlan, rows: np.ndarray) -> StepDrafts | None:
+        drafts = propose(drafter, self, plan.chunks, rows)
+        if drafts is not None:
+            for request, place in zip(drafts.requests, drafts.places, strict=True):
+                token_ids = drafts.of_chunk(place)
+                end = request.num_tokens + len(token_ids)
+                self._token_ids[request.row, request.num_tokens : end] = token_ids
+        return drafts
 
     def _to_device(self, array: np.ndarray) -> Tensor:
         return torch.from_numpy(array).to(self.parts.device)
 
-    def _sample(self, logits_MV: Tensor, sampling: list[tuple[Chunk, int]]) -> StepResult:
-        if all(self._plain[row] for _, row in sampling):
-            wanted = SamplingBatch.greedy(len(sampling))
+    def _sample(
+        self, logits_MV: Tensor, chunks: Sequence[Chunk], rows: np.ndarray, drafts: StepDrafts | None
+    ) -> tuple[SampledTokens, ...]:
+        """What each sampling chunk gets; one with drafts has as many more rows of logits."""
+        sampling = [i for i, chunk in enumerate(chunks) if chunk.samples]
+        if all(self._plain[row] for row in rows[sampling].tolist()):
+            wanted = SamplingBatch.greedy(len(logits_MV))
         else:
-            wanted = SamplingBatch.make([self._sampling_row(chunk, row) for chunk, row in sampling], logits_MV.device)
-        output = sample(logits_MV, wanted, self._row_max)
-        token_ids, finite = output.token_ids.tolist(), output.finite.tolist()
+            made = [
+                row
+                for i in sampling
+                for row in self._sampling_rows(
+                    chunks[i],
+                    int(rows[i]),
+                    0 if drafts is None else int(drafts.counts[i]),
+                    None if drafts is None else drafts.tree,
+                )
+            ]
+            wanted = SamplingBatch.make(made, logits_MV.device)
+        if drafts is None or drafts.proposal is None or drafts.proposal.weights is None:
+            output = sample(logits_MV, wanted, self._row_max)
+        else:
+            output = sample_chains(logits_MV, wanted, drafts.chains(sampling), self._row_max)
+        own, finite = output.token_ids.tolist(), output.finite.tolist()
         logprobs = {} if output.logprobs is None else output.logprobs.of_rows()
         samples = []
-        for i, (chunk, row) in enumerate(sampling):
-            position = chunk.start + chunk.num_tokens
-            if not finite[i]:
+        first = 0
+        for i in sampling:
+            chunk, row = chunks[i], int(rows[i])
+            proposed = () if drafts is None else drafts.of_chunk(i)
+            end = first + 1 + len(proposed)
+            nodes = [] if drafts is None else drafts.accepted(i, own[first:end])
+            reached = [first, *(first + 1 + node for node in nodes)]
+            first = end
+            if not all(finite[at] for at in reached):
                 self._scrub(row)
                 samples.append(failed(chunk, self._path, self.parts.dtype))
                 continue
-            self._token_ids[row, position] = token_ids[i]
+            token_ids = [own[at] for at in reached]
+            position = chunk.start + chunk.num_tokens
+            self._token_ids[row, position : position + len(token_ids)] = token_ids
+            if drafts is not None and nodes != list(range(len(nodes))):
+                self._move(row, position, nodes)
             samples.append(
                 SampledTokens(
                     request_id=chunk.request_id,
-                    token_ids=(token_ids[i],),
-                    logprobs=(logprobs[i],) if i in logprobs else (),
+                    token_ids=tuple(token_ids),
+                    logprobs=tuple(logprobs[at] for at in reached) if reached[0] in logprobs else (),
+                    num_draft_tokens=len(proposed),
+                    draft_depth=0 if drafts is None else drafts.depth_of_chunk(i),
                 )
             )
-        return StepResult(samples=tuple(samples))
+        return tuple(samples)
 
-    def _sampling_row(self, chunk: Chunk, row: int) -> SamplingRow:
-        num_prompt, num_tokens = int(self._rows.num_prompt_tokens[row]), chunk.start + chunk.num_tokens
-        return SamplingRow(
-            params=self._rows.params[row],
-            seed=self._rows.seeds[row],
-            position=num_tokens,
-            prompt_token_ids=self._token_ids[row, :num_prompt],
-            output_token_ids=self._token_ids[row, num_prompt:num_tokens],
+    def _move(self, row: int, first: int, nodes: list[int]) -> None:
+        """Bring the K/V of accepted nodes of a tree together, into the slots from place `first` on."""
+        sources, targets = (
+            self._to_device(self._rows.slots(np.full(len(nodes), row), first + np.array(places, dtype=np.int64)))
+            for places in (nodes, range(len(nodes)))
         )
+        self.parts.move_slots(sources, targets)
+
+    def _sampling_rows(self, chunk: Chunk, row: int, num_drafts: int, tree: DraftTree | None) -> Iterator[SamplingRow]:
+        """Of the token behind the newest, and behind each draft."""
+        num_prompt, num_tokens = int(self._rows.num_prompt_tokens[row]), chunk.start + chunk.num_tokens
+        tokens = self._token_ids[row]
+        for query in range(1 + num_drafts):
+            output = tokens[num_prompt : num_tokens + query]
+            depth = query
+            if tree is not None and query:
+                path = tree.path(query - 1)
+                depth = len(path)
+                output = np.concatenate([tokens[num_prompt:num_tokens], tokens[num_tokens + np.array(path)]])
+            yield SamplingRow(
+                params=self._rows.params[row],
+                seed=self._rows.seeds[row],
+                position=num_tokens + depth,
+                prompt_token_ids=tokens[:num_prompt],
+                output_token_ids=output,
+            )
 
     def _scrub(self, row: int) -> None:
         # The row's blocks go back to the pool, where a stray NaN would spoil whoever reads past its own keys.

@@ -19,6 +19,9 @@ from minivllm.models.loader import resolve_dtype
 from minivllm.quantization.base import LinearTarget, QuantizationScheme
 from minivllm.runner.base import MemoryReport
 from minivllm.runner.kernels import attention_of, make_ops, resolve_kernels
+from minivllm.speculation.base import Drafter
+from minivllm.speculation.model import ModelDrafter
+from minivllm.speculation.target import DraftTarget
 from minivllm_kernels.cpu_memory import advise_huge_pages
 
 _CPU_POOL_BYTES = 256 * 1024 * 1024
@@ -28,7 +31,8 @@ _CPU_POOL_BYTES = 256 * 1024 * 1024
 class Parts:
     """The parts, made to fit each other.
 
-    `kv_cache` is [num_layers, num_blocks, block_size, 2, num_kv_heads, head_dim].
+    `kv_cache` is [num_layers, num_blocks, block_size, 2, num_kv_heads, head_dim]; `features`, where a drafter wants
+    them, [num_blocks * block_size, hidden_size]: the final hidden state of the token in each slot.
     """
 
     device: torch.device
@@ -39,6 +43,8 @@ class Parts:
     max_model_len: int
     kv_cache: Tensor
     attention: AttentionBackend
+    drafter: Drafter | None
+    features: Tensor | None
 
     @property
     def num_blocks(self) -> int:
@@ -46,9 +52,15 @@ class Parts:
 
     def memory(self) -> MemoryReport:
         cuda = self.device.type == "cuda"
+        weights_bytes, kv_cache_bytes = self.model.weights_bytes, self.kv_cache.nbytes
+        if self.features is not None:
+            kv_cache_bytes += self.features.nbytes
+        if isinstance(self.drafter, ModelDrafter):
+            weights_bytes += self.drafter.weights_bytes
+            kv_cache_bytes += self.drafter.bytes_per_block * self.num_blocks
         return MemoryReport(
-            weights_bytes=self.model.weights_bytes,
-            kv_cache_bytes=self.kv_cache.nbytes,
+            weights_bytes=weights_bytes,
+            kv_cache_bytes=kv_cache_bytes,
             peak_allocated_bytes=torch.cuda.max_memory_allocated() if cuda else None,
             peak_reserved_bytes=torch.cuda.max_memory_reserved() if cuda else None,
             precision=self.model.precision,
@@ -58,6 +70,18 @@ class Parts:
         """Copy K/V of whole blocks, [n] int64 each. None is both source and target: targets are fresh, and sources were
         computed before."""
         self.kv_cache.index_copy_(1, targets, self.kv_cache.index_select(1, sources))
+        if self.features is not None:
+            features = self.features.view(self.num_blocks, -1)
+            features.index_copy_(0, targets, features.index_select(0, sources))
+        if isinstance(self.drafter, ModelDrafter):
+            self.drafter.copy_blocks(sources, targets)
+
+    def move_slots(self, sources: Tensor, targets: Tensor) -> None:
+        """Copy what is kept of tokens from slot to slot, [n] int64 each; a source may be the target of another."""
+        slots = self.kv_cache.flatten(1, 2)
+        slots.index_copy_(1, targets, slots.index_select(1, sources))
+        if self.features is not None:
+            self.features.index_copy_(0, targets, self.features.index_select(0, sources))
 
 
 def make_parts(config: EngineConfig, kernels: str) -> Parts:
@@ -92,7 +116,13 @@ def make_parts(config: EngineConfig, kernels: str) -> Parts:
     spec = model.spec
     max_model_len = spec.limit_length(config.model.max_model_len)
     size = config.cache.block_size
+    drafter = _make_drafter(config, kernels, ops, model, dtype, max_model_len)
     bytes_per_block = spec.num_layers * size * 2 * spec.num_kv_heads * spec.head_dim * dtype.itemsize
+    wants_features = isinstance(drafter, ModelDrafter) and drafter.wants_features
+    if wants_features:
+        bytes_per_block += size * spec.hidden_size * dtype.itemsize
+    if isinstance(drafter, ModelDrafter):
+        bytes_per_block += drafter.bytes_per_block
     kv_cache = torch.empty(
         (
             spec.num_layers,
@@ -109,6 +139,11 @@ def make_parts(config: EngineConfig, kernels: str) -> Parts:
         advise_huge_pages(kv_cache)
     # Masked keys are multiplied by 0, and 0 times a stray NaN is NaN.
     kv_cache.zero_()
+    features = None
+    if wants_features:
+        features = torch.zeros((kv_cache.shape[1] * size, spec.hidden_size), dtype=dtype, device=device)
+    if isinstance(drafter, ModelDrafter):
+        drafter.allocate(kv_cache.shape[1])
     shape = AttentionShape(
         num_layers=spec.num_layers,
         num_heads=spec.num_heads,
@@ -128,7 +163,27 @@ def make_parts(config: EngineConfig, kernels: str) -> Parts:
         max_model_len=max_model_len,
         kv_cache=kv_cache,
         attention=backend.make("attention", shape=shape, kv_cache=kv_cache),
+        drafter=drafter,
+        features=features,
     )
+
+
+def _make_drafter(
+    config: EngineConfig, kernels: str, ops: LayerOps, model: Llama, dtype: torch.dtype, max_model_len: int
+) -> Drafter | None:
+    if config.speculation.drafter is None:
+        return None
+    target = DraftTarget(
+        config=config,
+        model=model,
+        kernels=kernels,
+        ops=ops,
+        device=torch.device(config.execution.device),
+        dtype=dtype,
+        max_model_len=max_model_len,
+    )
+    drafter: Drafter = config.speculation.drafter.make("speculation", Drafter, target=target)
+    return drafter
 
 
 def find_kernels(config: EngineConfig) -> str:

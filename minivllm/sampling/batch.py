@@ -79,11 +79,13 @@ class RowGroup:
 
     Args:
         rows: [S] int64, indices into the batch.
+        members: the same, ascending, on the host.
         penalties: None where no row has any.
         draws: None where all rows are greedy (else none is).
     """
 
     rows: Tensor
+    members: Sequence[int]
     penalties: TokensSoFar | None
     draws: Draws | None
 
@@ -97,6 +99,7 @@ class SamplingBatch:
         any_plain: whether some row needs only an argmax.
         groups: the other rows, each in one group.
         logprob_rows: the rows that report logprobs, and how many likeliest tokens each of them reports.
+        rows: what the batch was made of; empty where nobody looked at it.
     """
 
     num_rows: int
@@ -104,6 +107,7 @@ class SamplingBatch:
     groups: tuple[RowGroup, ...]
     logprob_rows: tuple[int, ...]
     num_logprobs: tuple[int, ...]
+    rows: Sequence[SamplingRow] = ()
 
     @classmethod
     def greedy(cls, num_rows: int) -> SamplingBatch:
@@ -126,6 +130,7 @@ class SamplingBatch:
             ),
             logprob_rows=tuple(index for index, _ in asked),
             num_logprobs=tuple(number for _, number in asked),
+            rows=rows,
         )
 
 
@@ -140,14 +145,24 @@ def _make_group(rows: Sequence[SamplingRow], members: list[int], device: torch.d
     draws = None
     if not params[0].greedy:
         drawn = uniforms([row.seed for row in chosen], [row.position for row in chosen])
-        draws = Draws(
-            uniforms=_tensor(drawn, np.float64, device),
-            temperature=_tensor([p.temperature for p in params], np.float64, device),
-            top_k=_row_values(params, lambda p: p.top_k, lambda k: k > 0, np.int64, device),
-            top_p=_row_values(params, lambda p: p.top_p, lambda limit: limit < 1, np.float64, device),
-            min_p=_row_values(params, lambda p: p.min_p, lambda limit: limit > 0, np.float64, device),
-        )
-    return RowGroup(rows=_tensor(members, np.int64, device), penalties=_tokens_so_far(chosen, device), draws=draws)
+        draws = make_draws(params, to_tensor(drawn, np.float64, device), device)
+    return RowGroup(
+        rows=to_tensor(members, np.int64, device),
+        members=members,
+        penalties=_tokens_so_far(chosen, device),
+        draws=draws,
+    )
+
+
+def make_draws(params: list[SamplingParams], uniforms_S: Tensor, device: torch.device | str) -> Draws:
+    """How rows with these parameters draw; `uniforms_S` is on the device already."""
+    return Draws(
+        uniforms=uniforms_S,
+        temperature=to_tensor([p.temperature for p in params], np.float64, device),
+        top_k=_row_values(params, lambda p: p.top_k, lambda k: k > 0, np.int64, device),
+        top_p=_row_values(params, lambda p: p.top_p, lambda limit: limit < 1, np.float64, device),
+        min_p=_row_values(params, lambda p: p.min_p, lambda limit: limit > 0, np.float64, device),
+    )
 
 
 def _row_values(
@@ -157,13 +172,13 @@ def _row_values(
     dtype: type[np.generic],
     device: torch.device | str,
 ) -> RowValues | None:
-    used = [(index, get(p)) for index, p in enumerate(params) if uses(get(p))]
+    used = [(index, value) for index, p in enumerate(params) if uses(value := get(p))]
     if not used:
         return None
     rows, values = zip(*used, strict=True)
     return RowValues(
-        rows=None if len(used) == len(params) else _tensor(rows, np.int64, device),
-        values=_tensor(values, dtype, device),
+        rows=None if len(used) == len(params) else to_tensor(rows, np.int64, device),
+        values=to_tensor(values, dtype, device),
         largest=max(values),
     )
 
@@ -186,14 +201,15 @@ def _tokens_so_far(chosen: list[SamplingRow], device: torch.device | str) -> Tok
         owners.append((index, 1))
     rows, in_output = np.repeat(owners, [len(ids) for ids in token_ids], axis=0).T
     return TokensSoFar(
-        rows=_tensor(rows, np.int64, device),
-        token_ids=_tensor(np.concatenate(token_ids), np.int64, device),
-        in_output=_tensor(in_output, np.int32, device),
-        repetition=_tensor([row.params.repetition_penalty for row in chosen], np.float64, device),
-        presence=_tensor([row.params.presence_penalty for row in chosen], np.float64, device),
-        frequency=_tensor([row.params.frequency_penalty for row in chosen], np.float64, device),
+        rows=to_tensor(rows, np.int64, device),
+        token_ids=to_tensor(np.concatenate(token_ids), np.int64, device),
+        in_output=to_tensor(in_output, np.int32, device),
+        repetition=to_tensor([row.params.repetition_penalty for row in chosen], np.float64, device),
+        presence=to_tensor([row.params.presence_penalty for row in chosen], np.float64, device),
+        frequency=to_tensor([row.params.frequency_penalty for row in chosen], np.float64, device),
     )
 
 
-def _tensor(values: object, dtype: type[np.generic], device: torch.device | str) -> Tensor:
+def to_tensor(values: object, dtype: type[np.generic], device: torch.device | str) -> Tensor:
+    """A copy on the device, which nothing waits for."""
     return torch.from_numpy(np.array(values, dtype=dtype)).to(device, non_blocking=True)

@@ -47,21 +47,21 @@ def fold_seed(seed: int) -> int:
     return int.from_bytes(hashlib.blake2b(raw, digest_size=8).digest(), "little")
 
 
-def random_bits(seeds: Sequence[int], positions: ArrayLike, stream: Stream = Stream.TOKEN) -> NDArray[np.uint64]:
+def random_bits(seeds: Sequence[int], positions: ArrayLike, stream: ArrayLike = Stream.TOKEN) -> NDArray[np.uint64]:
     """64 random bits a row.
 
     Args:
         seeds: any Python ints, one a row.
         positions: [num_rows] int, 0 or more: the index in the request of the token being drawn.
-        stream: what the bits are for.
+        stream: what the bits are for, a `Stream`; or [num_rows] of them.
     """
     folded = np.fromiter(map(fold_seed, seeds), dtype=np.uint64, count=len(seeds))
     state = _mix(folded + _GOLDEN)
-    state = _mix((state ^ np.uint64(stream)) + _GOLDEN)
+    state = _mix((state ^ np.asarray(stream, dtype=np.uint64)) + _GOLDEN)
     return _mix((state ^ np.asarray(positions, dtype=np.uint64)) + _GOLDEN)
 
 
-def uniforms(seeds: Sequence[int], positions: ArrayLike, stream: Stream = Stream.TOKEN) -> NDArray[np.float64]:
+def uniforms(seeds: Sequence[int], positions: ArrayLike, stream: ArrayLike = Stream.TOKEN) -> NDArray[np.float64]:
     """A uniform in [0, 1) a row, a multiple of 2^-53: every float64 in there that has the full resolution.
 
     Args: as `random_bits`.

@@ -26,7 +26,21 @@ from minivllm.sampling.filters import (
     keep_top_p_,
 )
 
-__all__ = ["Logprobs", "SampleOutput", "SamplingBatch", "SamplingRow", "is_plain", "sample"]
+__all__ = [
+    "Logprobs",
+    "RowMax",
+    "SampleOutput",
+    "SamplingBatch",
+    "SamplingRow",
+    "draw_tokens",
+    "invert",
+    "is_plain",
+    "sample",
+    "torch_row_max",
+]
+
+# [M, V] to the largest value of each row, NaN where it has one, and the first place that holds it.
+RowMax = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -67,15 +81,23 @@ class SampleOutput:
     logprobs: Logprobs | None
 
 
-def _torch_row_max(logits_MV: Tensor) -> tuple[Tensor, Tensor]:
+def torch_row_max(logits_MV: Tensor) -> tuple[Tensor, Tensor]:
+    """PyTorch's own `RowMax`."""
     values, places = logits_MV.max(dim=-1)
     return values, places
+
+
+def draw_tokens(weights_SV: Tensor, group: RowGroup) -> Tensor:
+    """[S] int64: a token of each row, by the uniforms of the group. `weights_SV` as from `draw_weights_`, unchanged."""
+    assert group.draws is not None
+    return invert(weights_SV, group.draws.uniforms)
 
 
 def sample(
     logits_MV: Tensor,
     batch: SamplingBatch,
-    row_max: Callable[[Tensor], tuple[Tensor, Tensor]] = _torch_row_max,
+    row_max: RowMax = torch_row_max,
+    draw: Callable[[Tensor, RowGroup], Tensor] = draw_tokens,
 ) -> SampleOutput:
     """Choose a token for every row.
 
@@ -83,6 +105,7 @@ def sample(
         logits_MV: [M, V] float32, not changed. A token at -inf is never chosen.
         batch: what the M rows want.
         row_max: the kernel for rows that want an argmax; see `LayerOps`.
+        draw: how tokens come from the weights of a group whose rows are drawn; the weights are its own to use up.
     """
     assert logits_MV.shape[0] == batch.num_rows, f"{logits_MV.shape[0]} rows of logits for {batch.num_rows} requests"
     # The maximum is NaN where any value is, so it tells of a whole row.
@@ -98,7 +121,7 @@ def sample(
         if group.draws is None:
             ids_S = scores_SV.argmax(dim=-1)
         else:
-            ids_S = _invert(draw_weights_(scores_SV, best_S, group.draws), group.draws.uniforms)
+            ids_S = draw(draw_weights_(scores_SV, best_S, group.draws), group)
         token_ids_M.index_copy_(0, group.rows, ids_S)
     return SampleOutput(
         token_ids=token_ids_M,
@@ -139,7 +162,7 @@ def draw_weights_(scores_SV: Tensor, best_S: Tensor, draws: Draws) -> Tensor:
     return weights_SV
 
 
-def _invert(weights_SV: Tensor, uniforms_S: Tensor) -> Tensor:
+def invert(weights_SV: Tensor, uniforms_S: Tensor) -> Tensor:
     """The first token of each row whose cumulative weight exceeds `uniform * total`."""
     cumulative_SV = weights_SV.cumsum(dim=-1)
     # A uniform below 1 leaves the target below the total, after rounding too, so some sum exceeds it; the clamp is for

@@ -14,14 +14,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NoReturn
 
 from minivllm.blocks.tables import BlockTables
 from minivllm.config import SchedulerConfig
-from minivllm.plan import Chunk, NewRow, StepPlan, StepResult, TableUpdate
+from minivllm.plan import Chunk, NewRow, SampledTokens, StepPlan, StepResult, TableUpdate
 from minivllm.request import FinishReason, Request, RequestStatus
-from minivllm.scheduler.base import Allotment, PolicyError, SchedulerState, SchedulingPolicy
+from minivllm.scheduler.base import SchedulerState, SchedulingPolicy
 from minivllm.scheduler.builder import Commit, PlanBuilder
+from minivllm.scheduler.drafting import Drafting
+from minivllm.scheduler.rules import break_rule, check_plan
 
 
 class Scheduler:
@@ -32,15 +33,23 @@ class Scheduler:
         policy: order and victims.
         tables: block tables of running requests.
         reuse_kv: False forgets all K/V after each token (the baseline without a KV cache).
+        drafting: hands out drafts; None where nothing is speculated.
     """
 
     def __init__(
-        self, config: SchedulerConfig, policy: SchedulingPolicy, tables: BlockTables, *, reuse_kv: bool = True
+        self,
+        config: SchedulerConfig,
+        policy: SchedulingPolicy,
+        tables: BlockTables,
+        *,
+        reuse_kv: bool = True,
+        drafting: Drafting | None = None,
     ) -> None:
         self.config = config
         self.policy = policy
         self.tables = tables
         self.reuse_kv = reuse_kv
+        self.drafting = drafting
         self.running: list[Request] = []
         self.waiting: dict[int, Request] = {}
         self.num_preemptions = 0
@@ -65,6 +74,17 @@ class Scheduler:
         request = self._requests.get(request_id)
         if request is not None:
             self._finish(request, reason, now_s, error)
+
+    def stop(self, request_id: int, num_output_tokens: int, now_s: float) -> None:
+        """End a request behind one of its last step's tokens, though it may have ended by a later one."""
+        request = self._requests.get(request_id)
+        if request is not None:
+            self._finish(request, FinishReason.STOP, now_s, None)
+        else:
+            request = next((r for r in self._finished if r.request_id == request_id), None)
+        if request is not None:
+            request.cut(num_output_tokens)
+            request.finish_reason = FinishReason.STOP
 
     def take_finished(self) -> list[Request]:
         """Hand over the requests that ended since the last call."""
@@ -96,14 +116,18 @@ class Scheduler:
             block_size=self.tables.block_size,
         )
         builder = PlanBuilder(self.config.max_num_batched_tokens)
-        for allotment in self._checked(self.policy.plan(state, now_s)):
+        for allotment in check_plan(self.policy.plan(state, now_s), self._requests, self.policy, self.config):
             request = self._requests[allotment.request.request_id]
             if request.status is RequestStatus.RUNNING:
                 self._serve(request, allotment.num_tokens, builder, now_s)
             elif not builder.closed:
                 self._admit(request, allotment.num_tokens, builder, now_s)
+        if self.drafting is not None:
+            self.drafting.hand_out(builder, self._requests)
         if not builder.chunks and self._requests and not any(r.has_pending_token for r in self._requests.values()):
-            self._break("progress", f"nothing is scheduled while {len(self._requests)} requests are unfinished")
+            break_rule(
+                self.policy, "progress", f"nothing is scheduled while {len(self._requests)} requests are unfinished"
+            )
         released, self._released = tuple(self._released), []
         self._step += 1
         return StepPlan(
@@ -114,30 +138,6 @@ class Scheduler:
             copies=tuple(builder.copies),
             chunks=tuple(builder.chunks),
         )
-
-    def _checked(self, plan: Sequence[Allotment]) -> Sequence[Allotment]:
-        """Every rule that a policy can break, before anything is executed."""
-        seen: set[int] = set()
-        spent = 0
-        for allotment in plan:
-            request_id = allotment.request.request_id
-            request = self._requests.get(request_id)
-            if request is None or request is not allotment.request:
-                self._break("known requests", f"request {request_id} is finished or was never added")
-            if request_id in seen:
-                self._break("once a step", f"request {request_id} is planned twice")
-            seen.add(request_id)
-            if allotment.num_tokens is not None:
-                left = request.num_tokens - request.num_computed_tokens
-                if not 1 <= allotment.num_tokens <= left:
-                    self._break("token counts", f"request {request_id} gets {allotment.num_tokens} of {left} tokens")
-                spent += allotment.num_tokens
-        if spent > self.config.max_num_batched_tokens:
-            self._break("token budget", f"{spent} tokens are planned, {self.config.max_num_batched_tokens} allowed")
-        return plan
-
-    def _break(self, rule: str, what: str) -> NoReturn:
-        raise PolicyError(f"scheduler={type(self.policy).__name__}: breaks the rule of {rule}: {what}")
 
     def _chunk_size(self, remaining: int, wanted: int | None, builder: PlanBuilder) -> int:
         """Tokens to run now; 0 where the budget does not allow it."""
@@ -263,7 +263,7 @@ class Scheduler:
         chosen = self.policy.victim(candidates, now_s)
         victim = self._requests.get(chosen.request_id)
         if victim is None or victim not in candidates:
-            self._break("victims", f"request {chosen.request_id} is no candidate")
+            break_rule(self.policy, "victims", f"request {chosen.request_id} is no candidate")
         return victim
 
     def _preempt(self, request: Request) -> None:
@@ -326,16 +326,30 @@ class Scheduler:
                 finished.append(request.request_id)
                 continue
             num_before = request.num_tokens - 1
+            reason = None
             for token_id in sample.token_ids:
                 request.append(token_id, now_s)
                 reason = request.stop_reason()
                 if reason is not None:
-                    self._finish(request, reason, now_s, None)
-                    finished.append(request.request_id)
                     break
-            request.logprobs.extend(sample.logprobs[: request.num_tokens - num_before])
-            emitted.append((request.request_id, tuple(request.token_ids[num_before:])))
+            token_ids = tuple(request.token_ids[num_before:])
+            request.logprobs.extend(sample.logprobs[: len(token_ids)])
+            emitted.append((request.request_id, token_ids))
+            if chunk.num_draft_tokens:
+                self._settle(request, sample, len(token_ids) - 1)
+            if reason is not None:
+                self._finish(request, reason, now_s, None)
+                finished.append(request.request_id)
         return Commit(emitted=tuple(emitted), finished=tuple(finished))
+
+    def _settle(self, request: Request, sample: SampledTokens, num_kept: int) -> None:
+        """The K/V of the first `num_kept` drafts is there to stay, and that of the others is nobody's."""
+        if sample.num_draft_tokens:
+            request.speculated.add(sample.num_draft_tokens, sample.draft_depth, sample.num_accepted_tokens)
+        self._count_recomputed(request, request.num_computed_tokens, request.num_computed_tokens + num_kept)
+        request.num_computed_tokens += num_kept
+        self.tables.publish(request)
+        self.tables.trim(request.request_id, request.num_computed_tokens)
 
     def _count_recomputed(self, request: Request, start: int, end: int) -> None:
         reached = self._lost.get(request.request_id)
@@ -356,6 +370,8 @@ class Scheduler:
         request.drop_pending_token()
         self._lost.pop(request.request_id, None)
         self.tables.forget(request.request_id)
+        if self.drafting is not None:
+            self.drafting.forget(request.request_id)
         request.status = RequestStatus.FINISHED
         request.finish_reason = reason
         request.finish_s = now_s

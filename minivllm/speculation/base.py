@@ -33,7 +33,7 @@ class DraftRequest:
     num_draft_tokens: int
 
 
-class Drafter(ABC):
+class Drafter:
     """Base of all drafters.
 
     Args:
@@ -46,14 +46,14 @@ class Drafter(ABC):
     def start(self, request_id: int, token_ids: Sequence[int]) -> None:
         """A request starts, or starts again after a preemption, with these tokens known."""
 
-    def extend(self, request_id: int, token_ids: Sequence[int]) -> None:
-        """A step gave the request these tokens: accepted drafts and one more."""
+    def extend(self, request_id: int, num_tokens: int, token_ids: Sequence[int]) -> None:
+        """A step gave the request these tokens, accepted drafts and one more; it knows `num_tokens` with them."""
 
     def end(self, request_id: int) -> None:
         """The request ended, or was preempted: nothing about it needs to be kept. Unknown ids are left alone."""
 
 
-class HostDrafter(Drafter):
+class HostDrafter(Drafter, ABC):
     """A drafter that looks at tokens alone."""
 
     @abstractmethod

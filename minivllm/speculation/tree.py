@@ -145,6 +145,13 @@ class DraftTree:
         assert 0 <= node < self.num_nodes, f"node {node} of {self.num_nodes}"
         return self._ranks[node]
 
+    def path(self, node: int) -> tuple[int, ...]:
+        """The nodes on the way from the root to a node, itself the last."""
+        path = [node]
+        while self.parents[path[-1]] != _ROOT:
+            path.append(self.parents[path[-1]])
+        return tuple(reversed(path))
+
     def seen_bits(self, num_nodes: int) -> np.ndarray:
         """What the queries of the first `num_nodes` nodes see of each other.
 
@@ -154,6 +161,21 @@ class DraftTree:
         """
         assert 0 <= num_nodes <= self.num_nodes, f"{num_nodes} nodes of {self.num_nodes}"
         return self._seen[: num_nodes + 1]
+
+
+def read_tree(given: Sequence[Sequence[int]] | Sequence[int] | None) -> DraftTree | None:
+    """A tree as a config has it: paths of ranks, or widths; None is none."""
+    if given is None:
+        return None
+    if not isinstance(given, (list, tuple)) or not given:
+        raise ValueError(f"speculation.tree={given!r}: must be null, a list of widths, or a list of paths of ranks")
+    widths = [item for item in given if not isinstance(item, (list, tuple))]
+    if len(widths) == len(given):
+        return DraftTree.from_widths(widths)
+    paths = [item for item in given if isinstance(item, (list, tuple))]
+    if widths:
+        raise ValueError(f"speculation.tree={list(given)!r}: must be widths alone, or paths alone")
+    return DraftTree.from_paths(paths)
 
 
 def best_tree(acceptance: Sequence[Sequence[float]], num_nodes: int) -> DraftTree:

@@ -66,6 +66,16 @@ def test_a_step_that_samples_nothing_leaves_the_head_alone(llm: LLM) -> None:
     assert roofline.count([]).num_flops == roofline.count([]).num_bytes == 0
 
 
+def test_verified_drafts_are_tokens_like_any_other(llm: LLM) -> None:
+    roofline = _make_roofline(llm)
+    drafting = Chunk(request_id=0, start=9, num_tokens=1, samples=True, num_draft_tokens=5)
+    # Three were found: as much as a chunk of four tokens, all of which the head reads.
+    found, plain = roofline.count([drafting], {0: 3}), roofline.count([_chunk(9, 4)])
+    assert found.num_flops - plain.num_flops == 2 * 3 * 16 * 64
+    assert found.num_bytes == plain.num_bytes
+    assert roofline.count([drafting]) == roofline.count([_chunk(9, 1)])
+
+
 def test_products_with_weights_are_those_that_torch_counts(llm: LLM) -> None:
     with FlopCounterMode(display=False) as counter:
         llm.generate([{"prompt_token_ids": [1, 2, 3, 4, 5, 6, 7]}], SamplingParams(temperature=0, max_tokens=1))

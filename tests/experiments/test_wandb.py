@@ -29,7 +29,7 @@ def _mirrors(folder: Path) -> dict[str, OfflineRun]:
 def test_nothing_of_a_sweep_is_lost_in_its_mirror_even_after_a_restart(
     cli: Cli, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sweep = ("sweep", "experiment=aa", "repeats=1")
+    sweep = ("sweep", "experiment=aa", "repeats=1", "speculation=ngram")
     assert cli(*sweep) == 0
     # Taken up with tracking on: what ran without a mirror gets one, and only once.
     for _ in range(2):
@@ -48,9 +48,12 @@ def test_nothing_of_a_sweep_is_lost_in_its_mirror_even_after_a_restart(
         # Every column of `runs` is in the config or in the summary, and says the same.
         told = {f"cfg.{key}": value for key, value in mirror.config.items()} | mirror.summary
         for column, value in row.items():
-            if value is not None and column != "run_id":
+            if value is not None and column not in ("run_id", *tables.BY_POSITION):
                 want = value.isoformat() if column == "started_at" else value
                 assert told[column] == (pytest.approx(want) if isinstance(want, float) else want), column
+        # What is a list there is a number for each position here.
+        shares = [row["accepted_by_position"][i] / num for i, num in enumerate(row["evaluated_by_position"]) if num]
+        assert shares and [told[f"acceptance/position_{i + 1}"] for i in range(len(shares))] == pytest.approx(shares)
         # Every step, on an axis of its own.
         steps = tables.read_table(folder / "steps" / f"{run_id}.parquet").to_pylist()
         assert [h["steps/step"] for h in mirror.history] == [step["step"] for step in steps]

@@ -13,6 +13,7 @@ from experiments.compose import groups
 from experiments.plan import plan_sweep
 from experiments.points import freeze
 from experiments.workloads.base import Streams, WorkloadItem, poisson_arrivals, warmup_items, workload_sha256
+from experiments.workloads.paragraphs import paragraphs
 from experiments.workloads.prompts import RandomTokens, TextPrompts, read_documents
 
 WORKLOADS = groups()["workload"]
@@ -117,6 +118,54 @@ def test_a_completion_ends_where_a_line_begins() -> None:
             assert any(document.startswith(text) for document in TEXT)
         else:
             assert any(text in document for document in TEXT)
+
+
+FILE = '''"""Module docstring that has ten words of plain prose in it, and more.
+
+Usage:  prog [-x] <file>
+
+A second paragraph of it, which says some more about nothing at all.
+"""
+text = """a string that is no docstring and has more than ten words in it too"""
+x = 'it is # no comment'  # nor is this comment with more than ten words counted as a block here
+def f():
+    # A block of comments over two lines, with more than ten words
+    # in it altogether.
+    return """
+    and the end of this string does not begin another one, however many words there are
+    """
+'''
+
+
+def test_prose_is_paragraphs_of_docstrings_and_comments() -> None:
+    assert paragraphs(FILE) == [
+        "Module docstring that has ten words of plain prose in it, and more.",
+        "A second paragraph of it, which says some more about nothing at all.",
+        "A block of comments over two lines, with more than ten words\nin it altogether.",
+    ]
+    assert paragraphs("") == paragraphs("x = 1\n# Few words.\n") == []
+
+
+def test_a_prose_prompt_ends_within_a_paragraph_and_begins_like_a_docstring() -> None:
+    source = TextPrompts([FILE, "x = 1\n"], lambda text: [ord(c) for c in text], first_token_id=1)
+    whole = "\n\n".join(paragraphs(FILE))
+    seen = set()
+    for seed in range(60):
+        tokens = source.prose_to_complete(400, np.random.default_rng(seed))
+        text = "".join(map(chr, tokens[1:]))
+        assert tokens[0] == 1 and text.startswith('"""')
+        rest = whole.removeprefix(text.removeprefix('"""'))
+        # Words are whole, and the paragraph goes on.
+        assert rest != whole and rest[0].isspace() and not rest.startswith("\n\n")
+        seen.add(text)
+        short = source.prose_to_complete(20, np.random.default_rng(seed))
+        assert len(short) <= 20 and tokens[-10:] == short[-10:]
+    assert len(seen) > 20
+
+
+def test_text_without_prose_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"workload\.prompts: .*workload=code_completion"):
+        TextPrompts(["x = 1\n"], lambda text: [0]).prose_to_complete(9, np.random.default_rng(0))
 
 
 def test_documents_are_read_from_json_lines(tmp_path: Path) -> None:

@@ -11,9 +11,9 @@ import torch
 VOCAB_SIZE = 89
 
 
-def save_tiny_llama(folder: Path, **changes: Any) -> Path:
-    """A two-layer Llama of odd sizes. Weights are large enough that greedy tokens vary."""
-    from transformers import LlamaConfig, LlamaForCausalLM
+def save_tiny_llama(folder: Path, *, architecture: str = "Llama", seed: int = 0, **changes: Any) -> Path:
+    """A two-layer Llama (or Mistral, ...) of odd sizes. Weights are large enough that greedy tokens vary."""
+    import transformers
 
     config = {
         "vocab_size": VOCAB_SIZE,
@@ -30,8 +30,9 @@ def save_tiny_llama(folder: Path, **changes: Any) -> Path:
         "eos_token_id": 2,
         **changes,
     }
-    torch.manual_seed(0)
-    LlamaForCausalLM(LlamaConfig(**config)).eval().save_pretrained(folder)
+    torch.manual_seed(seed)
+    config_class, model_class = (getattr(transformers, architecture + kind) for kind in ("Config", "ForCausalLM"))
+    model_class(config_class(**config)).eval().save_pretrained(folder)
     return folder
 
 

@@ -115,6 +115,17 @@ def _scatter(
     tl.store(target_ptr + row * stride_target + column, value.to(tl.int32), mask=row >= 0)
 
 
+@triton.jit
+def _store_rows(target_ptr, slots_ptr, rows_ptr, num_columns, stride_target, stride_rows, BLOCK_COLUMNS: tl.constexpr):
+    """target[slots] = rows; slot -1 stores nothing."""
+    pid = tl.program_id(0).to(tl.int64)
+    offs = tl.program_id(1) * BLOCK_COLUMNS + tl.arange(0, BLOCK_COLUMNS)
+    slot = tl.load(slots_ptr + pid)
+    mask = offs < num_columns
+    values = tl.load(rows_ptr + pid * stride_rows + offs, mask=mask)
+    tl.store(target_ptr + slot * stride_target + offs, values, mask=mask & (slot >= 0))
+
+
 def prepare_decode(
     tokens: Tensor,
     block_table: Tensor,
@@ -204,6 +215,26 @@ def scatter_table_(block_table: Tensor, rows: Tensor, columns: Tensor, values: T
     _launch_scatter(block_table, rows, columns, values, lowest=None)
 
 
+def store_rows_(target: Tensor, slots: Tensor, rows: Tensor) -> None:
+    """See `store_rows_reference_`."""
+    num_rows, num_columns = rows.shape
+    assert slots.dtype == torch.int64 and slots.shape == (num_rows,) and target.shape[1] == num_columns
+    assert target.dtype == rows.dtype and target.stride(1) == rows.stride(1) == 1
+    if num_rows == 0:
+        return
+    block_columns = min(_COLUMNS, triton.next_power_of_2(num_columns))
+    _store_rows[(num_rows, triton.cdiv(num_columns, block_columns))](
+        target,
+        slots,
+        rows,
+        num_columns,
+        target.stride(0),
+        rows.stride(0),
+        BLOCK_COLUMNS=block_columns,
+        num_warps=max(1, min(4, block_columns // 128)),
+    )
+
+
 def _launch_scatter(target: Tensor, rows: Tensor, columns: Tensor, values: Tensor, *, lowest: int | None) -> None:
     assert target.dtype == rows.dtype == columns.dtype == torch.int32 and target.stride(1) == 1
     if len(rows) == 0:
@@ -258,4 +289,6 @@ def specialisations() -> Iterator[Specialisation]:
             slot_mapping=wide,
         )
     yield from launches_of("prepare_inputs-store", store_tokens_, ints(8, 2049), rows, rows, wide)
+    features, dtype = ints(4096, 2560, dtype=torch.bfloat16), torch.bfloat16
+    yield from launches_of("prepare_inputs-rows", store_rows_, features, wide, ints(64, 2560, dtype=dtype))
     yield from launches_of("prepare_inputs-scatter", scatter_table_, ints(8, 8), rows, rows, rows)

@@ -102,3 +102,16 @@ def scatter_table_reference_(block_table: Tensor, rows: Tensor, columns: Tensor,
     for row, column, value in zip(rows.tolist(), columns.tolist(), values.tolist(), strict=True):
         if row >= 0:
             block_table[row, column] = value
+
+
+def store_rows_reference_(target: Tensor, slots: Tensor, rows: Tensor) -> None:
+    """Keep what belongs to each token in its slot.
+
+    Args:
+        target: [num_slots, C], written.
+        slots: [N] int64; -1 stores nothing; none twice.
+        rows: [N, C] of the same dtype.
+    """
+    for slot, row in zip(slots.tolist(), rows, strict=True):
+        if slot >= 0:
+            target[slot] = row

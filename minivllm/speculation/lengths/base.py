@@ -26,8 +26,8 @@ class DraftCandidate:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DraftOutcome:
-    """What came of one request's step: `num_accepted_tokens + 1` tokens. No drafts where the policy allowed none, or the
-    drafter found none."""
+    """What came of one request's step: `num_accepted_tokens + 1` tokens. There are no drafts where the policy allowed
+    none, or the drafter found none."""
 
     request_id: int
     # What the policy had allowed.

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import fields
 
 import numpy as np
 import pytest
 import torch
-from scipy import stats
+from chi_square import p_value, token_probabilities
 
 from minivllm.sampling import batch, sampler
 from minivllm.sampling.sampler import SamplingBatch, SamplingRow, sample
@@ -36,24 +35,7 @@ def _id(params: SamplingParams) -> str:
 
 
 def _exact(params: SamplingParams) -> list[float]:
-    """The distribution, token by token in plain Python. Where the limit of top-p falls among ties, lower ids stay."""
-    scores = [float(logit) for logit in _LOGITS]
-    for token in set(_PROMPT + _OUTPUT):
-        penalty = params.repetition_penalty
-        scores[token] = scores[token] / penalty if scores[token] > 0 else scores[token] * penalty
-    for token in set(_OUTPUT):
-        scores[token] -= params.presence_penalty + params.frequency_penalty * _OUTPUT.count(token)
-    weights = [math.exp(score / params.temperature) for score in scores]
-    if params.top_k > 0:
-        kth = sorted(weights, reverse=True)[params.top_k - 1]
-        weights = [w if w >= kth else 0.0 for w in weights]
-    total, reached = sum(weights), 0.0
-    for token in sorted(range(len(weights)), key=lambda t: (-weights[t], t)):
-        if reached >= params.top_p * total and params.top_p < 1:
-            weights[token] = 0.0
-        reached += weights[token]
-    weights = [w if w >= params.min_p * max(weights) else 0.0 for w in weights]
-    return [w / sum(weights) for w in weights]
+    return token_probabilities(_LOGITS.tolist(), params, _PROMPT, _OUTPUT)
 
 
 def _count_draws(params: SamplingParams, *, vary: str, num_draws: int = _NUM_DRAWS) -> np.ndarray:
@@ -69,23 +51,10 @@ def _count_draws(params: SamplingParams, *, vary: str, num_draws: int = _NUM_DRA
     return np.bincount(token_ids.numpy(), minlength=len(_LOGITS))
 
 
-def _p_value(counts: np.ndarray, probabilities: list[float]) -> float:
-    """Of Pearson's chi-square; cells that expect fewer than five draws are taken together."""
-    expected = np.array(probabilities) * counts.sum()
-    if counts[expected == 0].any():
-        return 0.0
-    small = (expected < 5) & (expected > 0)
-    observed, expected_cells = counts[expected >= 5], expected[expected >= 5]
-    if small.any():
-        observed = np.append(observed, counts[small].sum())
-        expected_cells = np.append(expected_cells, expected[small].sum())
-    return float(stats.chisquare(observed, expected_cells).pvalue)
-
-
 @pytest.mark.parametrize("params", _PARAMS, ids=_id)
 def test_draws_follow_the_exact_distribution(params: SamplingParams) -> None:
     vary = ("seed", "position", "both")[_PARAMS.index(params) % 3]
-    assert _p_value(_count_draws(params, vary=vary), _exact(params)) > 1e-4
+    assert p_value(_count_draws(params, vary=vary), _exact(params)) > 1e-4
 
 
 @pytest.mark.parametrize("filter_", ["keep_top_k_", "keep_top_p_", "keep_min_p_"])
@@ -95,17 +64,17 @@ def test_a_sampler_that_ignores_a_filter_is_found_out(filter_: str, monkeypatch:
         "keep_top_p_": SamplingParams(top_p=0.99),
         "keep_min_p_": SamplingParams(min_p=0.001),
     }[filter_]
-    assert _p_value(_count_draws(params, vary="both"), _exact(params)) > 1e-4
+    assert p_value(_count_draws(params, vary="both"), _exact(params)) > 1e-4
     monkeypatch.setattr(sampler, filter_, lambda *_: None)
-    assert _p_value(_count_draws(params, vary="both"), _exact(params)) < 1e-4
+    assert p_value(_count_draws(params, vary="both"), _exact(params)) < 1e-4
 
 
 def test_a_sampler_at_a_slightly_wrong_temperature_is_found_out() -> None:
     wrong = SamplingParams(temperature=1.05)
-    assert _p_value(_count_draws(wrong, vary="both"), _exact(SamplingParams())) < 1e-4
+    assert p_value(_count_draws(wrong, vary="both"), _exact(SamplingParams())) < 1e-4
 
 
 def test_a_sampler_with_slightly_biased_uniforms_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
     sound = batch.uniforms
     monkeypatch.setattr(batch, "uniforms", lambda seeds, positions: sound(seeds, positions) ** 1.1)
-    assert _p_value(_count_draws(SamplingParams(), vary="both"), _exact(SamplingParams())) < 1e-4
+    assert p_value(_count_draws(SamplingParams(), vary="both"), _exact(SamplingParams())) < 1e-4
