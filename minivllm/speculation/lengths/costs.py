@@ -8,9 +8,9 @@ from minivllm.speculation.lengths.base import StepOutcome
 
 # Newest sample's share of a point's value is 1 in this many, once the point has seen them.
 _MEMORY = 12
-# A step can be slow for reasons of its own (a compilation, a neighbour), and never fast: no sample counts as slower
-# than expected by more than this share.
-_MOST_RISE = 0.4
+# More than this share from what was expected is no noise. A step can be slow for reasons of its own (a compilation, a
+# neighbour) and then counts as no slower than that; it is never fast, so one as fast is believed at once.
+_NOISE = 0.4
 
 
 class Curve:
@@ -77,19 +77,21 @@ class Curve:
         grain = 1 << max(0, count.bit_length() - 3)
         point = (count + grain // 2) // grain * grain
         num_samples = self._num_samples.get(point)
-        error_s, most_s = seconds - expected_s, _MOST_RISE * max(expected_s, step_s / 20)
+        error_s, noise_s = seconds - expected_s, _NOISE * max(expected_s, step_s / 20)
         if not num_samples:
-            # A first sample has nothing to weigh against, so a slow one is believed only after another slow one.
-            self._doubts = error_s > most_s and not self._doubts
+            # A first sample has nothing to be weighed against: a slow one is believed only after another slow one.
+            self._doubts = error_s > noise_s and not self._doubts
             if self._doubts:
                 return
             if num_samples is None:
                 insort(self._counts, point)
             self._seconds[point], self._num_samples[point] = seconds, 1
-            return
-        self._num_samples[point] = num_samples + 1
-        error_s = min(error_s, most_s) / min(num_samples + 1, _MEMORY)
-        self._seconds[point] = max(0.0, self._seconds[point] + error_s)
+        elif error_s < -noise_s:
+            self._seconds[point] = seconds
+        else:
+            self._num_samples[point] = num_samples + 1
+            error_s = min(error_s, noise_s) / min(num_samples + 1, _MEMORY)
+            self._seconds[point] = max(0.0, self._seconds[point] + error_s)
 
 
 class Prices:
