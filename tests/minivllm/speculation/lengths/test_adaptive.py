@@ -126,8 +126,10 @@ _STEPS = st.lists(
 @settings(max_examples=40, deadline=None)
 @given(steps=_STEPS, most=st.integers(1, 5), tree=st.integers(1, 3))
 def test_lengths_stay_within_limits_whatever_steps_report(steps: list, most: int, tree: int) -> None:
-    """Requests come, go and come again, some cannot draft, drafters find what they like, clocks stand still."""
+    """Requests come, go and come again, drafters find what they like, clocks stand still, and before that all is well
+    enough for drafts to be wanted."""
     policy = Adaptive(num_draft_tokens=most)
+    simulate(policy, Machine(), Load(texts=[always(1.0)], num_running=steady(3)), 200)
     for requests, num_prefill_tokens, duration_s, seed in steps:
         rng = random.Random(seed)
         candidates = [
