@@ -112,6 +112,14 @@ def test_the_same_outcomes_give_the_same_lengths() -> None:
     assert _adaptive(machine, load, 2000).lengths == _adaptive(machine, load, 2000).lengths
 
 
+@pytest.mark.parametrize("chance", [0.0, 1.0])
+def test_requests_that_may_draft_little_get_no_more_in_a_trial_either(chance: float) -> None:
+    load = Load(texts=[always(chance)], num_running=steady(3), num_output_tokens=7)
+    # The simulator holds each length against its limit.
+    lengths = [max(lengths, default=0) for lengths in _adaptive(Machine(pass_s=1e-3), load, 3000).lengths]
+    assert 1 < max(lengths) <= 5
+
+
 _STEPS = st.lists(
     st.tuples(
         st.lists(st.tuples(st.integers(0, 12), st.integers(1, 5)), max_size=9, unique_by=lambda pair: pair[0]),
