@@ -9,6 +9,7 @@
     analysis.pivot(sweep, rows="scheduler", columns="block_size")
     analysis.pareto(sweep, x="peak_process_bytes", y="output_throughput_tps")
     analysis.precision(sweep)                                # quality, speed and memory of each precision, side by side
+    analysis.speculation(sweep)                              # speed-up, acceptance and break-even of each drafter
     analysis.effects(sweep)                                  # what each knob does, and each two together
 
 Reads files only: nothing here imports the engine or the harness, so results from another machine or commit read alike.
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from analysis.naming import attach, axes, labels, varying
     from analysis.precisions import precision
     from analysis.report import write_report
+    from analysis.speculations import speculation
     from analysis.summary import failures, points
     from analysis.views import pareto, pivot
 
@@ -42,6 +44,7 @@ __all__ = [
     "pivot",
     "points",
     "precision",
+    "speculation",
     "varying",
     "write_report",
 ]
@@ -59,6 +62,7 @@ _HOME = {
     "pivot": "analysis.views",
     "points": "analysis.summary",
     "precision": "analysis.precisions",
+    "speculation": "analysis.speculations",
     "varying": "analysis.naming",
     "write_report": "analysis.report",
 }

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from analysis import speculation_words
 from analysis.columns import OK
 from analysis.comparison import compare
 from analysis.factors import effects
@@ -26,6 +27,8 @@ from analysis.planning import LEVEL
 from analysis.precision_words import sentences_of
 from analysis.precisions import precision
 from analysis.quality_figures import has_quality
+from analysis.speculation_rows import has_speculation
+from analysis.speculations import speculation
 from analysis.summary import numbers
 from analysis.values import repeats_of
 from analysis.verdicts import NOT_MEASURED, TOO_FEW
@@ -70,19 +73,26 @@ class Answer:
     Args:
         verdicts: the main metric's first; none where there is nothing to compare.
         changes: what the knobs do to the main metric, from `knob_effects`.
-        sentences: both in words, after what there is to say of precisions.
+        sentences: both in words, after what there is to say of precisions and of drafters.
         precisions: from `analysis.precision`; None where no quality was measured.
+        speculation: from `analysis.speculation`; None where no point drafts.
     """
 
     verdicts: tuple[Verdicts, ...]
     changes: pd.DataFrame | None
     sentences: tuple[str, ...]
     precisions: pd.DataFrame | None = None
+    speculation: pd.DataFrame | None = None
 
     @property
     def metric(self) -> Metric:
         """The main one: output throughput, or the first that was measured."""
         return self.verdicts[0].metric if self.verdicts else THROUGHPUT
+
+    @property
+    def caveats(self) -> tuple[str, ...]:
+        """Of the tables of drafters."""
+        return () if self.speculation is None else tuple(self.speculation.attrs["caveats"])
 
 
 def answer(sweep: Sweep) -> Answer:
@@ -95,9 +105,17 @@ def answer(sweep: Sweep) -> Answer:
         # More load is no component, and has a plot of its own.
         components = changes[changes["knob"] != short_names(axes(sweep))[load]]
     precisions = precision(sweep) if has_quality(sweep) else None
+    drafters = speculation(sweep) if has_speculation(sweep) else None
     sentences = [] if precisions is None else sentences_of(precisions)
+    sentences += [] if drafters is None else speculation_words.sentences_of(drafters)
     sentences += headline(found[0] if found else None, components)
-    return Answer(verdicts=tuple(found), changes=changes, sentences=tuple(sentences), precisions=precisions)
+    return Answer(
+        verdicts=tuple(found),
+        changes=changes,
+        sentences=tuple(sentences),
+        precisions=precisions,
+        speculation=drafters,
+    )
 
 
 def load_knob(sweep: Sweep) -> str | None:

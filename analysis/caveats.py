@@ -18,7 +18,7 @@ from analysis.columns import OK, RUN_KEY
 from analysis.load import Sweep
 from analysis.machine_caveats import column_of, machine_caveats
 from analysis.metrics import METRICS
-from analysis.naming import BASELINE
+from analysis.naming import BASELINE, axes
 from analysis.precision_caveats import quality_caveats
 from analysis.summary import numbers
 
@@ -77,7 +77,9 @@ def caveats(sweep: Sweep, points: pd.DataFrame) -> list[str]:
         silent = [m.title for m in METRICS if m.key and not numbers(column_of(finished, m.column)).notna().any()]
         if silent:
             made.append(f"Not measured in any run: {', '.join(silent)}.")
-        workloads = finished.groupby("repeat")["workload_sha256"].nunique()
+        # Where the workload itself was swept it differs, as it should.
+        swept = [column for column in axes(sweep) if column.startswith("cfg.workload")]
+        workloads = finished.groupby(["repeat", *swept], dropna=False)["workload_sha256"].nunique()
         if len(workloads) and workloads.max() > 1:
             made.append("Points did not all get the same workload: they differ by more than the swept options.")
     made += [f"{warning}." for warning in sweep.warnings]

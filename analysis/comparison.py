@@ -35,6 +35,7 @@ class _Pair:
     """A point and what it is compared with; values by repeat."""
 
     key: PointKey
+    base: PointKey
     label: str
     baseline: str
     values: pd.Series
@@ -141,6 +142,7 @@ def _within(
     return [
         _Pair(
             key=key,
+            base=base,
             label=names[key],
             baseline=names[base],
             values=values[key].dropna(),
@@ -164,6 +166,7 @@ def _between(sweep: Sweep, other: Sweep, values: Sequence[pd.DataFrame]) -> list
     return [
         _Pair(
             key=after[point],
+            base=before[point],
             label=new[after[point]],
             baseline=f"{before[point][0]}: {old[before[point]]}",
             values=values[1][after[point]].dropna(),
@@ -185,7 +188,8 @@ def _by_point(sweep: Sweep) -> dict[str, PointKey]:
 def _caveats(
     sweeps: Sequence[Sweep], pairs: Sequence[_Pair], found: Sequence[Paired], metric: str, floor: float
 ) -> list[str]:
-    made = between_caveats(*sweeps) if len(sweeps) == 2 else sweep_caveats(sweeps[0])
+    own = [(pair.key, pair.base) for pair in pairs]
+    made = between_caveats(*sweeps) if len(sweeps) == 2 else sweep_caveats(sweeps[0], own)
     made += pair_caveats([pair.label for pair in pairs], found, [len(pair.values) for pair in pairs])
     if math.isnan(floor) and any(one.num_pairs > 1 for one in found):
         made.append(

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 import pandas as pd
 
+from analysis.baseline import PointKey
 from analysis.caveats import environment, is_restless
-from analysis.columns import OK
+from analysis.columns import OK, POINT_KEY
 from analysis.intervals import Paired
 from analysis.load import Sweep
 from analysis.planning import MIN_PAIRS
@@ -15,8 +16,13 @@ from analysis.planning import MIN_PAIRS
 MAX_NAMED = 6
 
 
-def sweep_caveats(sweep: Sweep) -> list[str]:
-    """Of one sweep's own points against each other."""
+def sweep_caveats(sweep: Sweep, pairs: Sequence[tuple[PointKey, PointKey]]) -> list[str]:
+    """Of one sweep's own points against each other.
+
+    Args:
+        sweep: from `analysis.load`.
+        pairs: points that are compared.
+    """
     differing = [
         f"env.{name} ({', '.join(values)})"
         for name, values in environment(sweep).items()
@@ -29,8 +35,10 @@ def sweep_caveats(sweep: Sweep) -> list[str]:
             f"Runs were written under several schema versions ({', '.join(versions)}): columns may mean other things."
         )
     finished = sweep.runs[sweep.runs["status"] == OK]
-    workloads = finished.groupby("repeat")["workload_sha256"].nunique()
-    if len(workloads) and workloads.max() > 1:
+    keys = finished[[*POINT_KEY, "repeat"]].itertuples(index=False, name=None)
+    known = {key: sha for key, sha in zip(keys, finished["workload_sha256"], strict=True) if pd.notna(sha)}
+    both = [((*one, at), (*other, at)) for one, other in pairs for at in finished["repeat"].unique()]
+    if any(one in known and other in known and known[one] != known[other] for one, other in both):
         made.append("The same repeat did not have the same workload in all points: pairs share less than they should.")
     return made
 

@@ -13,7 +13,8 @@ from analysis.columns import POINT_KEY
 from analysis.load import Sweep
 from analysis.metrics import DEFINITIONS, METRICS, Metric
 from analysis.naming import axes, format_value, short_names, variant_differences, varying
-from analysis.precision_table import PRECISIONS, STAR, table_of
+from analysis.precision_table import PRECISIONS, STAR, Column, table_of
+from analysis.speculation_table import SPECULATION, notes_of, tables_of
 from analysis.style import MAX_POINTS
 from analysis.summary import failures
 from analysis.words import many, ratio_text
@@ -21,6 +22,9 @@ from analysis.words import many, ratio_text
 MAX_EFFECTS = 12
 
 CAPTIONS = {
+    "speculation": "Of each drafter: the share accepted of the drafts at each position that the verdict fell on; the "
+    "speed-up of its best point at each batch size, measured (marks, with 95 % intervals) and predicted from measured "
+    "costs (dotted); and predicted against measured for every point, the outer lines being 10 % off.",
     "quality_against_speed": "Quality against speed, a panel a batch size: down and to the right is better, and the "
     "dashed line joins what nothing beats in both. Whiskers are 95 % intervals of the comparison with the baseline; "
     "what lies on the lower edge diverges by that or less.",
@@ -35,6 +39,7 @@ CAPTIONS = {
     "own where lengths differ much.",
 }
 TITLES = {
+    "speculation": "Speculation: acceptance, speed-up and prediction",
     "quality_against_speed": "Quality against speed",
     "output_throughput": "Output throughput",
     "throughput_against_ttft": "Throughput against TTFT",
@@ -53,9 +58,9 @@ def markdown(sweep: Sweep, points: pd.DataFrame, plots: Mapping[str, str], found
         found: from `analysis.answer.answer`; the report has no verdicts where None.
     """
     title = ", ".join(dict.fromkeys(points["sweep"])) or sweep.folders[0].resolve().name
-    parts = [f"# {title}", *_sentences(found), _swept(sweep, points), _precisions(found)]
+    parts = [f"# {title}", *_sentences(found), _swept(sweep, points), _speculation(found), _precisions(found)]
     parts += [_results(points), *_answers(found)]
-    parts += [_failed(sweep), _caveats(sweep, points)]
+    parts += [_failed(sweep), _caveats(sweep, points, found)]
     parts += [_plot(name, file, points) for name, file in plots.items()]
     parts += [_environment(sweep), _definitions(points)]
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -70,15 +75,33 @@ def _precisions(found: Answer | None) -> str:
     shown = table_of(found.precisions) if found and found.precisions is not None else None
     if shown is None:
         return ""
+    names = [
+        f"**{label}**" if is_base and len(shown.labels) > 1 else label
+        for label, is_base in zip(shown.labels, shown.is_base, strict=True)
+    ]
+    return "\n\n".join([f"## {PRECISIONS}", " ".join(shown.notes), _cells("precision", names, shown.columns)])
+
+
+def _speculation(found: Answer | None) -> str:
+    """Every drafter, a table a setting, where anything was drafted."""
+    if found is None or found.speculation is None or found.speculation.empty:
+        return ""
+    parts = [f"## {SPECULATION}"]
+    for shown in tables_of(found.speculation):
+        parts += [f"### {shown.setting}"] if shown.setting else []
+        parts.append(_cells("drafter", shown.labels, shown.columns))
+    return "\n\n".join([*parts, *notes_of(found.speculation)])
+
+
+def _cells(what: str, names: Sequence[str], columns: Sequence[Column]) -> str:
+    """A table of cells: a figure, starred where it is the best, over its small lines."""
     rows = []
-    for place, (label, is_base) in enumerate(zip(shown.labels, shown.is_base, strict=True)):
-        cells = [column.cells[place] for column in shown.columns]
+    for place, name in enumerate(names):
+        cells = [column.cells[place] for column in columns]
         texts = [f"**{cell.text}** {STAR}" if cell.is_best else cell.text for cell in cells]
         below = ["".join(f"<br>{line}" for line in cell.small) for cell in cells]
-        name = f"**{label}**" if is_base and len(shown.labels) > 1 else label
         rows.append([name, *(text + more for text, more in zip(texts, below, strict=True))])
-    head = ["precision", *(f"{column.title} ({column.unit})" for column in shown.columns)]
-    return "\n\n".join([f"## {PRECISIONS}", " ".join(shown.notes), _table(head, rows)])
+    return _table([what, *(f"{column.title} ({column.unit})" for column in columns)], rows)
 
 
 def _answers(found: Answer | None) -> list[str]:
@@ -198,7 +221,9 @@ def _speedup(row: pd.Series) -> str:
 
 
 def _plot(name: str, file: str, points: pd.DataFrame) -> str:
-    room = {"output_throughput": math.inf, "quality_against_speed": math.inf, "kv_use": 8}.get(name, MAX_POINTS)
+    room = {"output_throughput": math.inf, "quality_against_speed": math.inf, "kv_use": 8, "speculation": math.inf}.get(
+        name, MAX_POINTS
+    )
     ok = int((points["num_repeats"] > 0).sum())
     some = f" Shown: {room} of {ok} points, the baseline and the fastest." if ok > room else ""
     return f"## {TITLES[name]}\n\n![{TITLES[name]}]({file})\n\n*{CAPTIONS[name]}{some}*"
@@ -209,8 +234,8 @@ def _failed(sweep: Sweep) -> str:
     return "## Failed\n\n" + _table(("point", "repeat", "status", "reason"), rows) if rows else ""
 
 
-def _caveats(sweep: Sweep, points: pd.DataFrame) -> str:
-    lines = caveats(sweep, points)
+def _caveats(sweep: Sweep, points: pd.DataFrame, found: Answer | None) -> str:
+    lines = [*caveats(sweep, points), *(found.caveats if found else ())]
     return "## Caveats\n\n" + ("\n".join(f"- {line}" for line in lines) if lines else "None found.")
 
 

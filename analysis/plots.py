@@ -25,6 +25,9 @@ from analysis.panels import panel_grid
 from analysis.precision_plots import MEASURES, precision_specs
 from analysis.precisions import precision
 from analysis.quality_figures import has_quality
+from analysis.speculation_plots import speculation_specs
+from analysis.speculation_rows import has_speculation
+from analysis.speculations import speculation
 from analysis.style import DPI, MAX_POINTS, Look, house_style, log_axis, looks, place_labels, wrap
 from analysis.summary import measured_requests, numbers
 
@@ -220,7 +223,18 @@ def quality_against_speed(sweep: Sweep, points: pd.DataFrame, by_label: dict[str
     return panel_grid(rows, drawn[0]["legend"]) if rows else None
 
 
+def speculation_plots(sweep: Sweep, points: pd.DataFrame, by_label: dict[str, Look]) -> Figure | None:
+    """A row each: acceptance by position, speed-up against the batch size, predictions; a column a workload."""
+    if not has_speculation(sweep):
+        return None
+    specs = speculation_specs(speculation(sweep))
+    rows = [one["panels"][start : start + 3] for one in specs.values() for start in range(0, len(one["panels"]), 3)]
+    legend = {one["name"]: one for spec in specs.values() for one in spec["legend"]}
+    return panel_grid(rows, list(legend.values())) if rows else None
+
+
 PLOTS: dict[str, Callable[[Sweep, pd.DataFrame, dict[str, Look]], Figure | None]] = {
+    "speculation": speculation_plots,
     "quality_against_speed": quality_against_speed,
     "output_throughput": output_throughput,
     "throughput_against_ttft": throughput_against_ttft,

@@ -140,9 +140,9 @@ def _mark(row: pd.Series, look: int, column: str, size: float | None) -> Spec:
         "mark": True,
         "line": False,
         "label": True,
-        "x": _numbers([speed]),
-        "y": _numbers([row[column]]),
-        **{end: _numbers([value]) for end, value in zip(("xlo", "xhi", "ylo", "yhi"), [*across, *up], strict=True)},
+        "x": json_numbers([speed]),
+        "y": json_numbers([row[column]]),
+        **{end: json_numbers([value]) for end, value in zip(("xlo", "xhi", "ylo", "yhi"), [*across, *up], strict=True)},
     }
 
 
@@ -182,7 +182,7 @@ def _steps(x: np.ndarray, y: np.ndarray) -> Spec:
     """The least that each speed costs: of speeds between two points, what the faster one does."""
     across = np.repeat(x, 2)[:-1]
     up = np.repeat(y, 2)[1:]
-    return {"x": _numbers(across), "y": _numbers(up)}
+    return {"x": json_numbers(across), "y": json_numbers(up)}
 
 
 def _greedy(sweep: Sweep, rows: pd.DataFrame, looks: dict[int, int]) -> Spec | None:
@@ -199,7 +199,7 @@ def _greedy(sweep: Sweep, rows: pd.DataFrame, looks: dict[int, int]) -> Spec | N
         first = items["first_divergence"].fillna(np.inf).to_numpy()
         same = 100 * (first[None, :] >= places[:, None]).mean(axis=1)
         series.append(
-            {"name": rows.at[place, "label"], "look": look, "step": True, "x": places.tolist(), "y": _numbers(same)}
+            {"name": rows.at[place, "label"], "look": look, "step": True, "x": places.tolist(), "y": json_numbers(same)}
         )
     if not series:
         return None
@@ -215,5 +215,6 @@ def _greedy(sweep: Sweep, rows: pd.DataFrame, looks: dict[int, int]) -> Spec | N
     return {"kind": "panels", "least": 500, "legend": legend, "panels": [panel]}
 
 
-def _numbers(values: Sequence[float] | np.ndarray) -> list[float | None]:
+def json_numbers(values: Sequence[float] | np.ndarray | pd.Series) -> list[float | None]:
+    """JSON knows no NaN."""
     return [float(f"{value:.8g}") if np.isfinite(value) else None for value in values]

@@ -74,7 +74,7 @@ def rows_of(sweep: Sweep, baseline: Spec = None, batch: str | None = None) -> Ro
     firsts = sweep.runs.drop_duplicates(POINT_KEY).set_index(POINT_KEY, drop=False)
     if firsts.empty:
         return Rows(rows=(), batch=None, name="", sizes=(None,))
-    column = _batch_column(sweep) if batch is None else knob_column(sweep, batch, f"batch={batch}")
+    column = batch_column(sweep) if batch is None else knob_column(sweep, batch, f"batch={batch}")
     columns = _row_columns(sweep, column)
     settings = {key: (key[0], *(format_value(row[c]) for c in columns)) for key, row in firsts.iterrows()}
     sizes = dict.fromkeys(settings) if column is None else numbers(firsts[column]).to_dict()
@@ -98,10 +98,11 @@ def rows_of(sweep: Sweep, baseline: Spec = None, batch: str | None = None) -> Ro
         )
         for (setting, points), name, base in zip(grouped.items(), names, found, strict=True)
     ]
-    return Rows(rows=tuple(rows), batch=column, name=_batch_name(column), sizes=tuple(known) or (None,))
+    return Rows(rows=tuple(rows), batch=column, name=batch_name(column), sizes=tuple(known) or (None,))
 
 
-def _batch_column(sweep: Sweep) -> str | None:
+def batch_column(sweep: Sweep) -> str | None:
+    """The column of `runs` that is the batch size of a sweep; None where none was varied."""
     kept = axes(sweep)
     for pattern in _BATCH:
         for column in varying(sweep):
@@ -134,7 +135,8 @@ def _group(column: str) -> str:
     return column.removeprefix("cfg.").split(".")[0]
 
 
-def _batch_name(column: str | None) -> str:
+def batch_name(column: str | None) -> str:
+    """Of a batch size, for people."""
     if column is None:
         return ""
     sizes = re.search(r"concurrency|max_num_seqs|batch", column)

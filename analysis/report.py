@@ -55,7 +55,7 @@ def write_report(folder: str | Path, console: Console | None = None, *, figures:
         console.print(escape(line.replace("**", "")), soft_wrap=True)
     for label, repeats, status, reason in failed_points(sweep):
         console.print(f"[red]{escape(status)}[/]  {escape(f'{label} (repeat {repeats}): {reason}')}", soft_wrap=True)
-    for line in caveats(sweep, summary):
+    for line in [*caveats(sweep, summary), *found.caveats]:
         console.print(f"[yellow]note[/]  {escape(line)}", soft_wrap=True)
     report = folder / "report.md"
     try:

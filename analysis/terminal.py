@@ -19,8 +19,9 @@ from analysis.load import Sweep, load
 from analysis.markdown import failed_points
 from analysis.naming import attach
 from analysis.plots import shown
-from analysis.precision_table import PRECISIONS, STAR, table_of
+from analysis.precision_table import PRECISIONS, STAR, Column, table_of
 from analysis.report import default_console, print_table
+from analysis.speculation_table import OFF, SPECULATION, notes_of, tables_of
 from analysis.style import wrap
 from analysis.summary import measured_requests, numbers, points
 from analysis.words import ratio_text
@@ -28,6 +29,7 @@ from analysis.words import ratio_text
 BLOCKS = "▁▂▃▄▅▆▇█"
 # For terminals that know no more than ASCII.
 PLAIN = "_.-=+*%#"
+_ASCII = str.maketrans({STAR: "*", OFF: "!=", "→": "->", "Σ": "sum ", "−": "-"})
 _WIDEST = 24
 _LABEL_WIDTH = 40
 _MAX_EFFECTS = 12
@@ -73,6 +75,8 @@ def print_report(folder: str | Path, console: Console | None = None) -> None:
     print_table(console, Path(folder), summary)
     for line in found.sentences:
         console.print(escape(line.replace("**", "")), soft_wrap=True)
+    if found.speculation is not None:
+        print_speculation(found.speculation, console)
     if found.precisions is not None:
         print_precisions(found.precisions, console)
     if found.verdicts:
@@ -84,7 +88,7 @@ def print_report(folder: str | Path, console: Console | None = None) -> None:
     for label, repeats, status, reason in failed_points(sweep):
         console.print(f"[red]{escape(status)}[/]  {escape(f'{label} (repeat {repeats}): {reason}')}", soft_wrap=True)
     told = set(found.verdicts[0].caveats) if found.verdicts else set()
-    for line in caveats(sweep, summary):
+    for line in [*caveats(sweep, summary), *found.caveats]:
         if line not in told:
             console.print(f"[yellow]note[/]  {escape(line)}", soft_wrap=True)
 
@@ -99,33 +103,65 @@ def print_precisions(precisions: pd.DataFrame, console: Console) -> None:
     found = table_of(precisions)
     if found is None:
         return
-    star = STAR if console.encoding.lower().startswith("utf") else "*"
+    bases = [place for place, is_base in enumerate(found.is_base) if is_base]
+    bold = bases if len(found.labels) > 1 else []
+    _print_cells(console, PRECISIONS, "precision", found.labels, found.columns, bold)
+    for line in found.notes:
+        console.print(f"[dim]{escape(_plain(line, console))}[/]", soft_wrap=True)
+
+
+def print_speculation(frame: pd.DataFrame, console: Console) -> None:
+    """A table a setting, and as many columns as the width has room for: speed-ups, measured and predicted, first.
+
+    Args:
+        frame: from `analysis.speculation`.
+        console: where it goes.
+    """
+    for found in tables_of(frame):
+        title = f"{SPECULATION}: {found.setting}" if found.setting else SPECULATION
+        _print_cells(console, title, "drafter", found.labels, found.columns, [])
+    for line in notes_of(frame) if len(frame) else []:
+        console.print(f"[dim]{escape(_plain(line, console))}[/]", soft_wrap=True)
+
+
+def _plain(text: str, console: Console) -> str:
+    """Without signs that the terminal does not know."""
+    if console.encoding.lower().startswith("utf"):
+        return text
+    return text.translate(_ASCII)
+
+
+def _print_cells(
+    console: Console, title: str, what: str, names: Sequence[str], columns: Sequence[Column], bold: Sequence[int]
+) -> None:
+    """As many columns as there is room for, those of a low rank first."""
     cells = [
-        [[f"{cell.text} {star}" if cell.is_best else cell.text, *cell.small] for cell in column.cells]
-        for column in found.columns
+        [
+            [_plain(line, console) for line in (f"{cell.text} {STAR}" if cell.is_best else cell.text, *cell.small)]
+            for cell in column.cells
+        ]
+        for column in columns
     ]
-    labels = [wrap(label, _LABEL_WIDTH // 2) for label in found.labels]
+    labels = [wrap(label, _LABEL_WIDTH // 2) for label in names]
     room = console.width - max(len(line) for label in labels for line in label.splitlines())
     chosen: list[int] = []
-    for place in sorted(range(len(cells)), key=lambda place: found.columns[place].rank):
-        column = found.columns[place]
+    for place in sorted(range(len(cells)), key=lambda place: columns[place].rank):
+        column = columns[place]
         room -= 2 + max(map(len, (column.title, column.unit, *(line for cell in cells[place] for line in cell))))
         # Where even one does not fit, it is cut.
         if room < 0 and chosen:
             break
         chosen.append(place)
-    table = _table(PRECISIONS)
-    table.add_column("precision", no_wrap=True)
+    table = _table(title)
+    table.add_column(what, no_wrap=True)
     for place in sorted(chosen):
-        head = f"{found.columns[place].title}\n{found.columns[place].unit}"
+        head = f"{columns[place].title}\n{columns[place].unit}"
         table.add_column(escape(head), justify="right", no_wrap=True)
-    for i, (label, is_base) in enumerate(zip(labels, found.is_base, strict=True)):
+    for i, label in enumerate(labels):
         shown = ["\n".join(cells[place][i]) for place in sorted(chosen)]
-        table.add_row(escape(label), *map(escape, shown), style="bold" if is_base and len(labels) > 1 else None)
+        table.add_row(escape(label), *map(escape, shown), style="bold" if i in bold else None)
     console.print()
     console.print(table)
-    for line in found.notes:
-        console.print(f"[dim]{escape(line.replace(STAR, star))}[/]", soft_wrap=True)
 
 
 def _print_effects(found: Answer, console: Console) -> None:

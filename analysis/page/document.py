@@ -16,12 +16,14 @@ from analysis.load import Sweep
 from analysis.metrics import METRICS
 from analysis.page import sections
 from analysis.page.markup import esc, figure, section
-from analysis.page.plots import plots_of
+from analysis.page.plots import Plots, plots_of
 from analysis.page.precisions import precisions_section
 from analysis.page.series import MAX_PLACES, Spec
+from analysis.page.speculation import speculation_section
 from analysis.page.verdicts import effects_section, first_screen
 from analysis.plots import shown
 from analysis.precision_plots import CAPTIONS
+from analysis.speculation_plots import CAPTIONS as SPECULATION_CAPTIONS
 from analysis.style import COLOURS, COLOURS_ON_DARK
 
 _ASSETS = Path(__file__).parent / "assets"
@@ -41,12 +43,10 @@ def page(sweep: Sweep, points: pd.DataFrame, found: Answer | None = None) -> str
     title = ", ".join(dict.fromkeys(points["sweep"])) or sweep.folders[0].resolve().name
     drawn = plots_of(sweep, points, found)
     sentences = found.sentences or _lone(points)
-    said = [*caveats(sweep, points), *(found.verdicts[0].caveats if found.verdicts else ())]
+    said = [*caveats(sweep, points), *found.caveats, *(found.verdicts[0].caveats if found.verdicts else ())]
     parts = {
-        "precisions": precisions_section(
-            found.precisions,
-            "".join(figure(name, drawn.specs.get(name), caption) for name, caption in CAPTIONS.items()),
-        ),
+        "speculation": speculation_section(found.speculation, _figures(drawn, SPECULATION_CAPTIONS)),
+        "precisions": precisions_section(found.precisions, _figures(drawn, CAPTIONS)),
         "effects": effects_section(
             found.changes, found.metric, figure("interactions", drawn.specs.get("interactions"), _PARALLEL)
         ),
@@ -65,6 +65,10 @@ def page(sweep: Sweep, points: pd.DataFrame, found: Answer | None = None) -> str
     }
     first = f'<p class="swept">{sections.swept_line(sweep, points)}</p>{first_screen(found.verdicts, sentences)}'
     return _document(title, _meta(sweep), first, {key: part for key, part in parts.items() if part}, len(set(said)))
+
+
+def _figures(drawn: Plots, captions: Mapping[str, str]) -> str:
+    return "".join(figure(name, drawn.specs.get(name), caption) for name, caption in captions.items())
 
 
 def _lone(points: pd.DataFrame) -> Sequence[str]:

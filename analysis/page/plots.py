@@ -18,6 +18,7 @@ from analysis.page.timelines import timelines
 from analysis.page.verdicts import effect_plots, verdict_plots
 from analysis.plots import shown
 from analysis.precision_plots import precision_specs
+from analysis.speculation_plots import speculation_specs
 from analysis.summary import measured_requests
 from analysis.views import pivot
 
@@ -32,7 +33,7 @@ class Plots:
     Args:
         forests: verdicts, each metric's own, and effects.
         specs: what the page's script draws, by name: `interactions`, `frontier`, `latency`, `load`, `time`, and
-            those of precisions.
+            those of precisions and of drafters.
         num_left_out: lines of `load` that there was no room for.
     """
 
@@ -60,6 +61,8 @@ def plots_of(sweep: Sweep, points: pd.DataFrame, found: Answer) -> Plots:
     }
     if found.precisions is not None:
         specs |= precision_specs(sweep, found.precisions)
+    if found.speculation is not None:
+        specs |= speculation_specs(found.speculation)
     forests = [plot for one in found.verdicts for plot in verdict_plots(one)]
     return Plots(
         forests=(*forests, *effect_plots(found.changes, found.metric)),

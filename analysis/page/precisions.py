@@ -20,7 +20,7 @@ def precisions_section(precisions: pd.DataFrame | None, drawn: str) -> str:
         return ""
     head = ["precision", *(f"{column.title}\n{column.unit}" for column in shown.columns)]
     rows = [
-        [esc(label), *(_cell(column.cells[place]) for column in shown.columns)]
+        [esc(label), *(cell_html(column.cells[place]) for column in shown.columns)]
         for place, label in enumerate(shown.labels)
     ]
     bases = [place for place, is_base in enumerate(shown.is_base) if is_base]
@@ -30,6 +30,7 @@ def precisions_section(precisions: pd.DataFrame | None, drawn: str) -> str:
     )
 
 
-def _cell(cell: Cell) -> str:
+def cell_html(cell: Cell) -> str:
+    """A figure, starred where it is the best, over its small lines."""
     text = f'<b title="on the frontier">{STAR} {esc(cell.text)}</b>' if cell.is_best else esc(cell.text)
     return text + "".join(f"<small>{esc(line)}</small>" for line in cell.small)

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from minivllm.attention.base import AttentionShape, PackedBatch
+from minivllm.attention.base import AttentionShape, PackedBatch, TreeQueries
 from minivllm_kernels.paged_attention.cpu import paged_attention
-from minivllm_kernels.prefill_attention.tree import count_seen, newest_seen
+from minivllm_kernels.prefill_attention.tree import count_seen
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -25,8 +25,8 @@ class NumbaMetadata:
     # [R, max_blocks] int32, contiguous
     block_table: Tensor
     max_context_len: int
-    # [N, 4] int64, what each token sees, by sliding window; empty where there are no trees. See `paged_attention`.
-    key_spans: dict[int | None, Tensor]
+    # [N, 2] int64, what each token sees, where there are trees: see `paged_attention`.
+    trees: Tensor | None
 
 
 class NumbaAttention:
@@ -45,7 +45,6 @@ class NumbaAttention:
             )
         self.shape = shape
         self._layers = list(kv_cache)
-        self._windows = tuple(dict.fromkeys(shape.sliding_windows))
         self._scale = shape.head_dim**-0.5
 
     def prepare(self, batch: PackedBatch) -> NumbaMetadata:
@@ -53,20 +52,16 @@ class NumbaAttention:
         rows = np.arange(num_rows)
         if num_tokens != num_rows:
             rows = np.repeat(rows, np.diff(batch.cu_seqlens_q))
-        key_spans = {}
-        if batch.trees is not None:
-            key_spans = {window: _key_spans(batch, window) for window in self._windows}
         return NumbaMetadata(
             positions=batch.positions,
             slot_mapping=batch.slot_mapping,
             token_rows=torch.from_numpy(rows),
             block_table=torch.from_numpy(np.ascontiguousarray(batch.block_table)),
             max_context_len=int(batch.context_lens.max()),
-            key_spans=key_spans,
+            trees=None if batch.trees is None else _sight(batch, batch.trees),
         )
 
     def attend(self, qkv: Tensor, layer: int, metadata: NumbaMetadata) -> Tensor:
-        window = self.shape.sliding_windows[layer]
         return paged_attention(
             qkv,
             self._layers[layer],
@@ -77,22 +72,18 @@ class NumbaAttention:
             max_context_len=metadata.max_context_len,
             num_heads=self.shape.num_heads,
             scale=self._scale,
-            sliding_window=window,
-            key_spans=metadata.key_spans.get(window),
+            sliding_window=self.shape.sliding_windows[layer],
+            trees=metadata.trees,
         )
 
 
-def _key_spans(batch: PackedBatch, window: int | None) -> Tensor:
-    """[N, 4] int64: see `paged_attention`."""
-    assert batch.trees is not None
+def _sight(batch: PackedBatch, trees: TreeQueries) -> Tensor:
+    """[N, 2] int64: what each token sees, as `paged_attention` takes it."""
     query_lens = np.diff(batch.cu_seqlens_q)
+    is_tree = np.repeat(trees.is_tree, query_lens)
     num_before = np.repeat(batch.context_lens - query_lens, query_lens)
-    is_tree = np.repeat(batch.trees.is_tree, query_lens)
-    positions, seen = batch.positions.numpy(), np.where(is_tree, batch.trees.seen, np.uint64(0))
-    ends = np.where(is_tree, num_before, positions + 1)
-    starts = np.zeros_like(ends)
-    if window is not None:
-        starts = np.minimum(np.maximum(positions + 1 - window, 0), ends)
-        seen = newest_seen(seen, window)
-    spans = [starts, ends, seen.view(np.int64), ends - starts + count_seen(seen)]
-    return torch.from_numpy(np.stack(spans, axis=1))
+    num_keys = batch.positions.numpy() + 1
+    ends, seen = np.where(is_tree, num_before, num_keys), np.where(is_tree, trees.seen, np.uint64(0))
+    # The kernel looks for as many as that.
+    assert (ends + count_seen(seen) == num_keys).all(), "a draft that has not one ancestor a depth"
+    return torch.from_numpy(np.stack([ends, seen.view(np.int64)], axis=1))

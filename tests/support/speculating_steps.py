@@ -3,7 +3,7 @@
 A policy sees times with noise and outliers; it is judged by the times without. Verdicts are drawn once a position, so
 that policies are compared on the same text.
 
-`python tests/support/speculating_steps.py` prints what each policy gains over no speculation.
+`PYTHONPATH=. python tests/support/speculating_steps.py [steps [seeds]]` prints what adaptive lengths gain.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import accumulate
+from statistics import fmean
 
 from minivllm.speculation.lengths.adaptive import Adaptive
 from minivllm.speculation.lengths.base import DraftCandidate, DraftLengthPolicy, DraftOutcome, StepOutcome
-from minivllm.speculation.lengths.fixed import Fixed
 
 MOST = 8
 
@@ -82,7 +82,7 @@ class Load:
     """Who runs when.
 
     Args:
-        texts: request i has text i, from the start again after the last.
+        texts: of requests in seat 0, 1, .., from the start again after the last.
         num_running: requests in a step, by the tokens that were put out before.
         num_output_tokens: of a request; another follows.
         num_prompt_tokens: computed beside the first step of a request.
@@ -92,6 +92,11 @@ class Load:
     num_running: Callable[[int], int]
     num_output_tokens: int = 400
     num_prompt_tokens: int = 0
+
+    @property
+    def mean_running(self) -> int:
+        """About how many run in a step."""
+        return round(fmean(self.num_running(num_tokens) for num_tokens in range(0, 12_000, 20)))
 
 
 @dataclass(slots=True)
@@ -124,23 +129,22 @@ class Run:
         return sum(self.tokens[first:]) / sum(self.seconds[first:])
 
 
-def simulate(
-    policy: DraftLengthPolicy, machine: Machine, load: Load, num_tokens: int, seed: int = 0
-) -> Run:
+def simulate(policy: DraftLengthPolicy, machine: Machine, load: Load, num_tokens: int, seed: int = 0) -> Run:
     """Run until so many tokens are out."""
     noise, run = random.Random(f"noise {seed}"), Run()
-    running: list[_Request] = []
+    seats: dict[int, _Request] = {}
     num_started = total = 0
     while total < num_tokens:
         step = len(run.tokens)
         num_prefill = 0
         want = load.num_running(total)
-        while len(running) < want:
-            text = load.texts[num_started % len(load.texts)]
-            running.append(_Request(num_started, text, random.Random(f"{seed} {num_started}")))
-            num_started += 1
-            num_prefill += load.num_prompt_tokens if step else 0
-        active = running[:want]
+        for seat in range(want):
+            if seat not in seats or seats[seat].num_tokens >= load.num_output_tokens:
+                text = load.texts[seat % len(load.texts)]
+                seats[seat] = _Request(num_started, text, random.Random(f"{seed} {num_started}"))
+                num_started += 1
+                num_prefill += load.num_prompt_tokens if step else 0
+        active = [seats[seat] for seat in range(want)]
         candidates = [
             DraftCandidate(request_id=r.request_id, num_output_tokens=r.num_tokens, limit=limit)
             for r in active
@@ -191,11 +195,10 @@ def simulate(
                 outcomes=tuple(outcomes),
             )
         )
-        running = [r for r in running if r.num_tokens < load.num_output_tokens]
     return run
 
 
-class Level(Fixed):
+class Level(DraftLengthPolicy):
     """The same length always."""
 
     def __init__(self, *, num_draft_tokens: int, length: int) -> None:
@@ -231,51 +234,60 @@ def crowd(num_tokens: int) -> int:
 
 
 CPU = Machine(fixed_s=4e-4, weights_s=0.0, token_s=6e-4)
-MODEL = dict(pass_s=2e-4)
+# A pass of a draft model.
+PASS_S = 2e-4
 
 CASES: dict[str, tuple[Machine, Load]] = {
-    "never, batch 1, roofline": (Machine(**MODEL), Load(texts=[always(0.0)], num_running=steady(1))),
+    "never, batch 1, roofline": (Machine(pass_s=PASS_S), Load(texts=[always(0.0)], num_running=steady(1))),
     "never, batch 1, half a step a pass": (Machine(pass_s=5e-4), Load(texts=[always(0.02)], num_running=steady(1))),
-    "never, batch 1, CPU": (replace(CPU, **MODEL), Load(texts=[always(0.02)], num_running=steady(1))),
-    "never, batch 8, CPU": (replace(CPU, **MODEL), Load(texts=[always(0.02)], num_running=steady(8))),
+    "never, batch 1, CPU": (replace(CPU, pass_s=PASS_S), Load(texts=[always(0.02)], num_running=steady(1))),
+    "never, batch 8, CPU": (replace(CPU, pass_s=PASS_S), Load(texts=[always(0.02)], num_running=steady(8))),
     "never, batch 64, compute": (Machine(token_s=1e-3 / 16), Load(texts=[always(0.02)], num_running=steady(64))),
-    "never, waves": (Machine(**MODEL, token_s=1e-3 / 32), Load(texts=[always(0.05)], num_running=waves)),
+    "never, waves": (Machine(pass_s=PASS_S, token_s=1e-3 / 32), Load(texts=[always(0.05)], num_running=waves)),
     "never, crowd, compute": (Machine(fixed_s=2e-4, token_s=1e-3 / 4), Load(texts=[always(0.02)], num_running=crowd)),
-    "0.95, batch 1, roofline": (Machine(**MODEL), Load(texts=[always(0.95)], num_running=steady(1))),
+    "0.95, batch 1, roofline": (Machine(pass_s=PASS_S), Load(texts=[always(0.95)], num_running=steady(1))),
     "0.95, batch 1, CPU": (replace(CPU, pass_s=1e-4), Load(texts=[always(0.95)], num_running=steady(1))),
-    "0.8, batch 1, roofline": (Machine(**MODEL), Load(texts=[always(0.8)], num_running=steady(1))),
+    "0.8, batch 1, roofline": (Machine(pass_s=PASS_S), Load(texts=[always(0.8)], num_running=steady(1))),
     "0.8, batch 1, no pass": (Machine(one_pass=True, pass_s=1e-4), Load(texts=[always(0.8)], num_running=steady(1))),
     "0.6, batch 1, pass 0.1": (Machine(pass_s=1e-4), Load(texts=[always(0.6)], num_running=steady(1))),
     "0.6, batch 1, CPU": (CPU, Load(texts=[always(0.6)], num_running=steady(1))),
-    "0.8 fading, batch 1": (Machine(**MODEL), Load(texts=[always(0.8, 0.7)], num_running=steady(1))),
+    "0.8 fading, batch 1": (Machine(pass_s=PASS_S), Load(texts=[always(0.8, 0.7)], num_running=steady(1))),
     "0.55, batch 1, switch": (Machine(switch_s=7e-4), Load(texts=[always(0.55)], num_running=steady(1))),
     "0.9, batch 16, knee at 64": (Machine(token_s=1e-3 / 64), Load(texts=[always(0.9)], num_running=steady(16))),
     "0.9, batch 32, knee at 48": (Machine(token_s=1e-3 / 48), Load(texts=[always(0.9)], num_running=steady(32))),
-    "0.9, batch 32, compute": (Machine(token_s=1e-3 / 16, **MODEL), Load(texts=[always(0.9)], num_running=steady(32))),
+    "0.9, batch 32, compute": (
+        Machine(token_s=1e-3 / 16, pass_s=PASS_S),
+        Load(texts=[always(0.9)], num_running=steady(32)),
+    ),
     "0.7, batch 64, roofline": (Machine(), Load(texts=[always(0.7)], num_running=steady(64))),
     "mixed, batch 16, linear": (
-        Machine(fixed_s=1e-3, weights_s=0, token_s=3e-5), Load(texts=[always(0.95), always(0.05)], num_running=steady(16))
+        Machine(fixed_s=1e-3, weights_s=0, token_s=3e-5),
+        Load(texts=[always(0.95), always(0.05)], num_running=steady(16)),
     ),
     "few good, batch 16, linear": (
-        Machine(fixed_s=1e-3, weights_s=0, token_s=3e-5), Load(texts=[always(0.95)] + [always(0.03)]*7, num_running=steady(16))
+        Machine(fixed_s=1e-3, weights_s=0, token_s=3e-5),
+        Load(texts=[always(0.95)] + [always(0.03)] * 7, num_running=steady(16)),
     ),
     "turns good at 600": (
-        Machine(**MODEL),
+        Machine(pass_s=PASS_S),
         Load(texts=[Text(chance=lambda d, p: 0.9 if p > 600 else 0.02)], num_running=steady(1), num_output_tokens=4000),
     ),
     "turns bad at 1500": (
-        Machine(**MODEL),
-        Load(texts=[Text(chance=lambda d, p: 0.02 if p > 1500 else 0.9)], num_running=steady(1), num_output_tokens=4000),
+        Machine(pass_s=PASS_S),
+        Load(
+            texts=[Text(chance=lambda d, p: 0.02 if p > 1500 else 0.9)], num_running=steady(1), num_output_tokens=4000
+        ),
     ),
     "lookup, good bursts, batch 1": (CPU, Load(texts=[bursts(0.85, 100, 0.3)], num_running=steady(1))),
     "lookup, bad bursts, batch 1": (CPU, Load(texts=[bursts(0.1, 100, 0.3)], num_running=steady(1))),
-    "lookup, good, batch 16": (Machine(token_s=1e-3/32), Load(texts=[bursts(0.8, 50, 0.2)], num_running=steady(16))),
+    "lookup, good, batch 16": (Machine(token_s=1e-3 / 32), Load(texts=[bursts(0.8, 50, 0.2)], num_running=steady(16))),
     "lookup, nothing": (CPU, Load(texts=[bursts(0.8, 50, 0.0)], num_running=steady(4))),
-    "0.8, waves": (Machine(**MODEL, token_s=1e-3 / 32), Load(texts=[always(0.8)], num_running=waves)),
+    "0.8, waves": (Machine(pass_s=PASS_S, token_s=1e-3 / 32), Load(texts=[always(0.8)], num_running=waves)),
     "0.8, crowd, per sequence": (
-        Machine(pass_s=5e-5, token_s=1e-3 / 32, sequence_s=2e-5), Load(texts=[always(0.8)], num_running=crowd)
+        Machine(pass_s=5e-5, token_s=1e-3 / 32, sequence_s=2e-5),
+        Load(texts=[always(0.8)], num_running=crowd),
     ),
-    "0.8, growing contexts": (Machine(**MODEL, growth=1.0), Load(texts=[always(0.8)], num_running=steady(4))),
+    "0.8, growing contexts": (Machine(pass_s=PASS_S, growth=1.0), Load(texts=[always(0.8)], num_running=steady(4))),
     "0.8, prefills beside": (
         Machine(pass_s=5e-5),
         Load(texts=[always(0.8)], num_running=steady(8), num_output_tokens=60, num_prompt_tokens=300),
@@ -287,30 +299,33 @@ CASES: dict[str, tuple[Machine, Load]] = {
 }
 
 
-def main() -> None:
-    num_steps = int(sys.argv[1]) if len(sys.argv) > 1 else 1500
-    seeds = range(int(sys.argv[2])) if len(sys.argv) > 2 else [0]
-    only = sys.argv[3] if len(sys.argv)>3 else ""
-    print(f"{'case':36} {'best k':>6} {'gain':>6} {'ours':>6} {'of best':>7} {'warm':>6}")
+def rates_of_levels(
+    machine: Machine, load: Load, num_tokens: int, seed: int = 0, levels: Sequence[int] = range(MOST + 1)
+) -> dict[int, float]:
+    """Tokens per second of each length, in hindsight."""
+    return {
+        length: simulate(Level(num_draft_tokens=MOST, length=length), machine, load, num_tokens, seed).rate()
+        for length in levels
+    }
+
+
+def main(num_steps: int = 1000, num_seeds: int = 4) -> None:
+    """Print, over seeds: gain of the best fixed length over plain decoding, and what adaptive lengths make of it."""
+    print(f"{'best fixed k':>44} {'its gain':>9} {'adaptive':>9} {'of best: mean':>14} {'min':>6}")
     for name, (machine, load) in CASES.items():
-        if only not in name: continue
-        for seed in seeds:
-            num_tokens = num_steps * load.num_running(0)
-            if load.num_running in (waves, crowd):
-                num_tokens *= 12
-            runs = {k: simulate(Level(num_draft_tokens=MOST, length=k), machine, load, num_tokens, seed) for k in range(MOST + 1)}
-            adaptive = simulate(Adaptive(num_draft_tokens=MOST), machine, load, num_tokens, seed)
-            rates = {k: run.rate() for k, run in runs.items()}
+        num_tokens = num_steps * load.mean_running
+        rows = []
+        for seed in range(num_seeds):
+            rates = rates_of_levels(machine, load, num_tokens, seed)
+            rate = simulate(Adaptive(num_draft_tokens=MOST), machine, load, num_tokens, seed).rate()
             best = max(rates, key=rates.__getitem__)
-            rate = adaptive.rate()
-            after = sum(adaptive.tokens[:200])
-            warm = adaptive.rate(after) / max(run.rate(after) for run in runs.values()) if len(adaptive.tokens) > 250 else 0
-            flag = "*" if rate < .95*rates[best] else ""
-            print(
-                f"{name:36} {best:6d} {rates[best] / rates[0]:6.2f} {rate / rates[0]:6.3f} {rate / rates[best]:7.3f}"
-                f" {warm:6.3f}{flag}"
-            )
+            rows.append((best, rates[best] / rates[0], rate / rates[0], rate / rates[best]))
+        best, gain, ours, share = (fmean(column) for column in zip(*rows, strict=True))
+        print(
+            f"{name:36} {best:7.1f} {gain:9.2f} {ours:9.2f} {share:14.3f} {min(row[3] for row in rows):6.3f}",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":
-    main()
+    main(*map(int, sys.argv[1:]))

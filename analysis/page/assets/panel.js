@@ -142,7 +142,7 @@ function pointer(svg, spec, shown, x, y, tip, width) {
     for (const [axis, v, lo, hi] of [[spec.x, s.x[i], s.xlo, s.xhi], [spec.y, s.y[i], s.ylo, s.yhi]]) {
       const say = value => axis.digits ? String(+value.toPrecision(axis.digits)) : number(value);
       const ends = lo && lo[i] !== null && lo[i] !== hi[i] ? ` (${say(lo[i])} to ${say(hi[i])})` : "";
-      html("div", {}, tip, `${axis.label}: ${axis.cats ? axis.cats[v] : say(v)}${ends}`);
+      html("div", {}, tip, `${axis.label}: ${axis.cats ? axis.cats[Math.round(v)] : say(v)}${ends}`);
     }
     tip.hidden = false;
     const wide = tip.offsetWidth, over = event.clientX + wide + 24 > innerWidth;

@@ -44,9 +44,9 @@ def paged_attention(
     num_heads: int,
     scale: float,
     sliding_window: int | None = None,
-    key_spans: Tensor | None = None,
+    trees: Tensor | None = None,
 ) -> Tensor:
-    """Write K and V of every token, then attend causally over each token's own request, or over what `key_spans` says.
+    """Write K and V of every token, then attend causally over each token's own request, or along its path in a tree.
 
     Args:
         qkv: [N, (H + 2 K) * D] float32 contiguous, on the CPU: q, k, v of each token, q and k rotated.
@@ -60,8 +60,8 @@ def paged_attention(
         num_heads: H.
         scale: multiplies the scores.
         sliding_window: keys that a query sees, itself included; None is all.
-        key_spans: where there are trees, what each token sees in their place, [N, 4] int64 contiguous: (start, end,
-            bits, count) are keys [start, end) and end + j for each bit j; `count` in all, 1 or more.
+        trees: what each token sees where some are in trees, [N, 2] int64 contiguous: (end, bits) are keys [0, end) and
+            end + j for each bit j, one for each of the positions up to its own.
 
     Returns:
         [N, H * D].
@@ -76,7 +76,7 @@ def paged_attention(
         address(qkv), address(kv_cache), positions.data_ptr(), slot_mapping.data_ptr(), token_rows.data_ptr(),
         block_table.data_ptr(), address(out), address(scores), num_tokens, block_size.bit_length() - 1, num_heads,
         num_kv_heads, head_dim, block_table.shape[1], row_size, sliding_window or row_size, float_bits(scale),
-        0 if key_spans is None else key_spans.data_ptr(),
+        0 if trees is None else trees.data_ptr(),
     )  # fmt: skip
     return out
 
@@ -148,8 +148,7 @@ def _paged_attention(a: Any) -> None:
     positions, slots, token_rows = i64_at(a[2]), i64_at(a[3]), i64_at(a[4])
     num_tokens, block_bits, num_heads, num_kv_heads, size = a[8], a[9], a[10], a[11], a[12]
     table_width, row_size, window = a[13], a[14], a[15]
-    scale, spans, num_threads = np.float32(f64_of_bits(a[16])), i64_at(a[17]), a[18]
-    has_spans = a[17] != 0
+    scale, trees, num_threads = np.float32(f64_of_bits(a[16])), i64_at(a[17]), a[18]
     group = num_heads // num_kv_heads
     # Floats of a token: in qkv, of its k (or v), and from one slot of a block to the next.
     width, kv_size = (num_heads + 2 * num_kv_heads) * size, num_kv_heads * size
@@ -168,18 +167,19 @@ def _paged_attention(a: Any) -> None:
     # through whole slots of the cache, and ragged contexts are shared evenly.
     total_keys = 0
     for token in range(num_tokens):
-        num_keys = spans[4 * token + 3] if has_spans else min(positions[token] + 1, window)
-        total_keys += num_keys * num_kv_heads
+        total_keys += min(positions[token] + 1, window) * num_kv_heads
     share_first, share_end = total_keys * thread // num_threads, total_keys * (thread + 1) // num_threads
     keys_before = 0
     for token in range(num_tokens):
-        if has_spans:
-            start, end, bits = spans[4 * token], spans[4 * token + 1], spans[4 * token + 2]
-            num_keys = spans[4 * token + 3]
-        else:
-            end, bits = positions[token] + 1, 0
-            start = max(end - window, 0)
-            num_keys = end - start
+        end, bits = positions[token] + 1, 0
+        start = max(end - window, 0)
+        num_keys = end - start
+        if a[17] != 0:
+            end, bits = trees[2 * token], trees[2 * token + 1]
+            # The root and the drafts after it that the window has left behind.
+            for _ in range(end, start):
+                bits &= bits - 1
+            start = min(start, end)
         # A pair belongs to the share in which its first key lies.
         first_head = min(max((share_first - keys_before + num_keys - 1) // num_keys, 0), num_kv_heads)
         end_head = min(max((share_end - keys_before + num_keys - 1) // num_keys, 0), num_kv_heads)

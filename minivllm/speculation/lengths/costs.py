@@ -8,10 +8,9 @@ from minivllm.speculation.lengths.base import StepOutcome
 
 # Newest sample's share of a point's value is 1 in this many, once the point has seen them.
 _MEMORY = 12
-# A step can be slow for reasons of its own (a compilation, a neighbour), and never fast. So a point first believes the
-# fastest of `_FIRST` samples, and later ones count as no slower than this share of a step above what was expected.
-_FIRST = 3
-_MOST_RISE = 0.4
+# More than this share from what was expected is no noise. A step can be slow for reasons of its own (a compilation, a
+# neighbour) and then counts as no slower than that; it is never fast, so one as fast is believed at once.
+_NOISE = 0.4
 
 
 class Curve:
@@ -24,8 +23,11 @@ class Curve:
     """
 
     def __init__(self, prior: Curve | None = None) -> None:
-        self._counts = list(prior._counts) if prior else []
-        self._seconds = dict(prior._seconds) if prior else {}
+        self._counts: list[int] = []
+        self._seconds: dict[int, float] = {}
+        if prior is not None:
+            self._counts.extend(prior._counts)
+            self._seconds.update(prior._seconds)
         self._num_samples = dict.fromkeys(self._counts, 0)
         self._doubts = False
 
@@ -46,23 +48,19 @@ class Curve:
             # Nothing is known. The best is hoped for: a step will tell.
             return start_s
         right = bisect_left(counts, count)
-        if right < len(counts):
-            left = right - 1
-        else:
+        left = right - 1
+        if right == len(counts):
             # Beyond the last point: as steep as over the upper half, which noise tilts less than the last stretch.
-            right = len(counts) - 1
+            right -= 1
             left = bisect_left(counts, (counts[-1] + start) / 2)
-            left = left if left < right else -1
-        x_1, y_1 = counts[right], self._seconds[counts[right]]
-        x_0, y_0 = start, start_s
-        if left >= 0 and counts[left] > start:
+        x_0, y_0, x_1, y_1 = start, start_s, counts[right], self._seconds[counts[right]]
+        if 0 <= left < right and counts[left] > start:
             x_0, y_0 = counts[left], self._seconds[counts[left]]
         slope = (y_1 - y_0) / (x_1 - x_0)
         if count > x_1:
-            if left < 0:
-                slope /= 2
-            return max(start_s, y_1 + max(0.0, slope) * (count - x_1))
-        return max(start_s, y_0 + slope * (count - x_0))
+            # Where one point is known, half of its cost may be that of drafting at all.
+            slope = max(0.0, slope if x_0 > start else slope / 2)
+        return max(start_s, y_1 + slope * (count - x_1))
 
     def slope(self, count: int) -> float:
         """Seconds for one more, seen over the upper half: near `count` alone, noise is larger than the difference."""
@@ -74,24 +72,26 @@ class Curve:
 
         Args:
             expected_s: what was known of `count`.
-            step_s: of a whole step, the measure of what is an outlier.
+            step_s: of a whole step, beside which a small rise is no outlier.
         """
         grain = 1 << max(0, count.bit_length() - 3)
         point = (count + grain // 2) // grain * grain
         num_samples = self._num_samples.get(point)
-        error_s, most_s = seconds - expected_s, _MOST_RISE * step_s
+        error_s, noise_s = seconds - expected_s, _NOISE * max(expected_s, step_s / 20)
         if not num_samples:
-            # A first sample has nothing to weigh against, so a slow one is believed only after another slow one.
-            doubted, self._doubts = error_s > most_s and not self._doubts, error_s > most_s
-            if doubted:
+            # A first sample has nothing to be weighed against: a slow one is believed only after another slow one.
+            self._doubts = error_s > noise_s and not self._doubts
+            if self._doubts:
                 return
             if num_samples is None:
                 insort(self._counts, point)
             self._seconds[point], self._num_samples[point] = seconds, 1
-            return
-        self._num_samples[point] = num_samples + 1
-        error_s = min(error_s, most_s) / min(num_samples + 1, _MEMORY)
-        self._seconds[point] = max(0.0, self._seconds[point] + error_s)
+        elif error_s < -noise_s:
+            self._seconds[point] = seconds
+        else:
+            self._num_samples[point] = num_samples + 1
+            error_s = min(error_s, noise_s) / min(num_samples + 1, _MEMORY)
+            self._seconds[point] = max(0.0, self._seconds[point] + error_s)
 
 
 class Prices:
@@ -107,7 +107,7 @@ class Prices:
         self._verify, self._draft = costs.verify_curve(num_requests), costs.draft_curve(num_requests)
         self._num_tokens = num_requests + num_prefill_tokens
         self._token_s: float | None = None
-        if num_prefill_tokens > num_requests:
+        if _is_prefill(num_requests, num_prefill_tokens):
             # Prompts must be computed whatever is drafted: decoding costs what it costs without them, and a draft what
             # one more of their tokens would.
             self._token_s = costs.plain.slope(self._num_tokens)
@@ -138,8 +138,6 @@ class StepCosts:
         self.plain = Curve()
         self._verify: dict[int, Curve] = {}
         self._draft: dict[int, Curve] = {}
-        self.num_plain_steps = 0
-        self.num_verifications = 0
 
     def verify_curve(self, num_requests: int) -> Curve:
         """Over all tokens of a step that verifies."""
@@ -162,10 +160,8 @@ class StepCosts:
             return
         seconds, plain_s = step.duration_s - step.draft_s, self.plain.at(num_tokens)
         if num_drafts == 0:
-            self.num_plain_steps += 1
             self.plain.observe(num_tokens, seconds, expected_s=plain_s, step_s=plain_s)
-        elif step.num_prefill_tokens <= num_requests:
-            self.num_verifications += 1
+        elif not _is_prefill(num_requests, step.num_prefill_tokens):
             curve, count = _own(self._verify, num_requests), num_tokens + num_drafts
             expected_s = curve.at(count, num_tokens, plain_s)
             curve.observe(count, seconds, expected_s=expected_s, step_s=expected_s)
@@ -177,6 +173,11 @@ class StepCosts:
 def size_class(num_requests: int) -> int:
     """0, 1, 2, .. for 1, 2, 3-4, 5-8, .. requests: batches that share what is learned."""
     return (num_requests - 1).bit_length()
+
+
+def _is_prefill(num_requests: int, num_prefill_tokens: int) -> bool:
+    """Whether a step is rather one of prompts than of decoding; others may be last tokens, which draft nothing."""
+    return num_prefill_tokens > num_requests
 
 
 def _nearest(curves: dict[int, Curve], num_requests: int) -> Curve:

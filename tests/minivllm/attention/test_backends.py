@@ -195,6 +195,10 @@ def test_triton_attention_over_trees_is_that_of_the_definition(
         block_size=block_size, window=window,
     )  # fmt: skip
     _poison(batch, cache)
+    metadata = TritonAttention(shape, cache).prepare(batch)
+    if metadata.prefills is not None:
+        # Each request is launched once.
+        assert ((metadata.prefills.context_lens > 0) != (metadata.trees.context_lens > 0)).all()
     _check_layers(TritonAttention, batch, dataclasses.replace(shape, batch_invariant=batch_invariant), cache, qkv)
 
 

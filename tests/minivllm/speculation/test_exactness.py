@@ -119,7 +119,7 @@ class Trial:
         print(dict(self.reached), "accepted:", dict(self.accepted), "rejected:", dict(self.rejected), sep="\n")
         assert self.reached["equal"] >= num_equal and self.reached["tie"] <= 0.01 * self.reached["equal"]
         for what in ("preemptions", "cached tokens", "preemptions beside drafts", "prefills beside drafts"):
-            assert self.reached[what] >= 5, what
+            assert self.reached[what] >= 3, what
         assert self.reached["decodes without drafts beside drafts"] >= 10
         for drafter in set(self.drafters) - {"off"}:
             assert drafter == "draft model itself" or self.rejected[drafter], drafter
@@ -153,8 +153,8 @@ def _for_every_drafter(trial: Trial, max_examples: int, check, *more) -> None:
 
 def test_greedy_tokens_are_those_of_transformers_whoever_drafts(target: DraftedTarget) -> None:
     trial = Trial(target, target.texts)
-    _for_every_drafter(trial, 7, lambda drafter, load, engine: _check_greedy(trial, drafter, load, engine))
-    trial.check_reached(num_equal=800)
+    _for_every_drafter(trial, 6, lambda drafter, load, engine: _check_greedy(trial, drafter, load, engine))
+    trial.check_reached(num_equal=700)
 
 
 def test_greedy_tokens_with_a_sliding_window_are_those_of_transformers_whoever_drafts(sliding: DraftedTarget) -> None:
@@ -195,8 +195,8 @@ def test_seeded_tokens_are_those_of_no_speculation_where_drafts_are_points(targe
             assert output.outputs[0].token_ids == wanted[prompt, kind, number][:num_tokens]
             trial.reached["equal"] += 1
 
-    _for_every_drafter(trial, 7, check, st.integers(0, len(_SAMPLING) - 1))
-    trial.check_reached(num_equal=300)
+    _for_every_drafter(trial, 5, check, st.integers(0, len(_SAMPLING) - 1))
+    trial.check_reached(num_equal=200)
 
 
 def _seeded(params: SamplingParams, number: int, **changes) -> SamplingParams:
