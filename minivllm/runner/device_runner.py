@@ -280,7 +280,8 @@ class DeviceRunner:
         chains = self._drafts is not None and warm_up_drafts(self, self._drafts.drafter, config)
         self._steps = steps
         if self._steps is not None:
-            self._steps.warm_up(graphs=config.execution.cuda_graphs is not False, chains=chains)
+            graphs = config.execution.cuda_graphs is not False
+            self._steps.warm_up(graphs=graphs, chains=chains, drafter=self.parts.drafter)
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
 
