@@ -16,6 +16,7 @@ from minivllm import LLM, SamplingParams
 from minivllm.component import Component
 from minivllm.config import SpeculationConfig
 from minivllm.plan import StepReport
+from minivllm.runner.device_chains import MOST_UNREAD
 from minivllm.speculation.base import DraftRequest, HostDrafter
 from minivllm.speculation.model import DraftHost, Drafts, ModelDrafter
 from minivllm.speculation.target import DraftTarget
@@ -201,6 +202,31 @@ def test_verifications_that_read_keys_once_pad_with_queries_of_nobody(
     steps._few, steps.verify_sizes, steps.verify_graphs = 0, (4,), graphs
     assert _run(llm, _greedy())[0] == greedy_tokens
     assert graphs.counts == {4}
+
+
+@pytest.mark.parametrize("drafts_itself", [True, False], ids=["itself", "another"])
+def test_drafts_of_one_launch_are_those_of_launch_after_launch(
+    folder: Path, draft_folder: Path, greedy_tokens: list[tuple[int, ...]], drafts_itself: bool
+) -> None:
+    speculation = _named("draft_model", path=str(folder if drafts_itself else draft_folder), num_draft_tokens=2)
+    _, theirs = _run(_make_llm(folder, speculation, kernels="torch"), _greedy(6))
+    llm = _make_llm(folder, speculation, max_num_seqs=4)
+    runner = llm.engine.runner
+    drafter = runner.parts.drafter
+    chains = runner._steps.chains_of(drafter)
+    # Steps of three are padded.
+    chains._sizes = (4,)
+    asked = []
+
+    def draft_at_once(requests: Sequence[DraftRequest], num_read: np.ndarray) -> torch.Tensor:
+        asked.extend(request.num_tokens - read for request, read in zip(requests, num_read.tolist(), strict=True))
+        return chains.run(requests, num_read)
+
+    drafter.draft_at_once, drafter.most_unread = draft_at_once, MOST_UNREAD
+    got, ours = _run(llm, _greedy(6))
+    assert [tokens[:5] for tokens in got] == greedy_tokens
+    counts = [[(step.num_draft_tokens, step.num_accepted_tokens) for step in steps] for steps in (ours, theirs)]
+    assert counts[0] == counts[1] and (1 in asked, 2 in asked) == (True, drafts_itself)
 
 
 @pytest.mark.parametrize("tree", [{}, {"tree": [2, 1]}], ids=["chains", "trees"])
