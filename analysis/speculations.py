@@ -110,7 +110,8 @@ def _named(row: Row) -> dict[str, Any]:
 
 def _frame(made: Sequence[dict[str, Any]], batch: str) -> pd.DataFrame:
     num_positions: int = max((len(row["proposed_by_position"]) for row in made), default=0)
-    columns: dict[str, list[Any]] = {name: [row.get(name) for row in made] for name in COLUMNS}
+    # Costs are not there where no step only decoded.
+    columns: dict[str, list[Any]] = {name: [row.get(name, math.nan) for row in made] for name in COLUMNS}
     for i in range(num_positions):
         for name in _LISTS:
             counts = [row[name][i] if i < len(row[name]) else 0 for row in made]

@@ -1,4 +1,5 @@
-"""Text of the reference models: CPython's standard library, a tokenizer trained on it, and the 5-gram to beat."""
+"""Text of the reference models: CPython's standard library, a tokenizer trained on it, the 5-gram to beat, and how a
+model goes on with pieces of it."""
 
 from __future__ import annotations
 
@@ -131,3 +132,54 @@ def kneser_ney_nats(train: np.ndarray, held_out: list[np.ndarray], order: int = 
     scored = np.ones(len(stream), dtype=bool)
     scored[np.cumsum([0] + [len(d) for d in held_out[:-1]])] = False
     return float(-np.log(probability[scored]).mean())
+
+
+def go_on(folder: Path, prompts: list[np.ndarray], temperatures: list[float], length: int) -> np.ndarray:
+    """Prompts with what the target goes on with, all `length` tokens: [num_prompts, length] int64."""
+    from minivllm import LLM, SamplingParams
+
+    llm = LLM(str(folder), max_num_seqs=128, max_model_len=length)
+    outputs = llm.generate(
+        [{"prompt_token_ids": p.tolist()} for p in prompts],
+        [
+            SamplingParams(temperature=t, max_tokens=length - len(p), ignore_eos=True, seed=i)
+            for i, (p, t) in enumerate(zip(prompts, temperatures, strict=True))
+        ],
+    )
+    return np.array([[*o.prompt_token_ids, *o.outputs[0].token_ids] for o in outputs])
+
+
+def continued_pieces(folder: Path, tokens: np.ndarray, num_rows: int, length: int, seed: int) -> np.ndarray:
+    """[num_rows, length]: pieces of training text and what the target goes on with, half of them greedily, about as
+    much of the one as of the other. Half open with bos, as a prompt that is the beginning of a file does."""
+    rng = np.random.default_rng(seed)
+    prompts, temperatures = [], []
+    for i in range(num_rows):
+        at = rng.integers(len(tokens) - length)
+        prompt = tokens[at : at + rng.integers(length // 4, length * 7 // 8)].copy()
+        if rng.random() < 0.5:
+            # The first entry of the vocabulary.
+            prompt[0] = 0
+        prompts.append(prompt)
+        temperatures.append((0.0, 1.0, 0.0, 0.7)[i % 4])
+    return go_on(folder, prompts, temperatures, length)
+
+
+def held_out_rows(
+    folder: Path, tokenizer: Any, texts: list[str], window: int, num_prompt_tokens: int, num_new_tokens: int
+) -> dict[str, np.ndarray]:
+    """Rows to measure drafts on: `text` [20, window], and how the target goes on with 96 prompts cut at a line,
+    `greedy` and `sampled` [96, num_prompt_tokens + num_new_tokens]."""
+    rng = np.random.default_rng(0)
+    windows = [d[i : i + window] for d in encode(tokenizer, texts) for i in range(0, len(d) - window, window)]
+    rows = {"text": np.array([windows[i] for i in rng.permutation(len(windows))[:20]])}
+    prompts: list[np.ndarray] = []
+    while len(prompts) < 96:
+        text = texts[rng.integers(len(texts))]
+        starts = [i + 1 for i, c in enumerate(text) if c == "\n"]
+        ids = tokenizer.encode(text[: starts[rng.integers(len(starts))]]).ids
+        if len(ids) >= num_prompt_tokens:
+            prompts.append(np.array(ids[-num_prompt_tokens:]))
+    for name, temperature in (("greedy", 0.0), ("sampled", 1.0)):
+        rows[name] = go_on(folder, prompts, [temperature] * len(prompts), num_prompt_tokens + num_new_tokens)
+    return rows

@@ -17,6 +17,7 @@ agreement or acceptance. So the project ships its own models, and this script is
     python scripts/train_reference_models.py --out experiments/assets                 # everything
     python scripts/train_reference_models.py --out /tmp/x --steps 50 --only target    # a trial
 
+`--only medusa` and `--only eagle` make draft heads of OUT/reference-target: see `reference_heads.py`.
 The baseline to beat is an interpolated Kneser-Ney 5-gram model of the same training tokens, printed first.
 """
 
@@ -326,9 +327,11 @@ def continuations(folder: Path, held_out: dict[str, str], max_new_tokens: int = 
 
 
 def main() -> int:
+    import reference_heads  # it imports this module
+
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder for models, tokenizer, text and logs")
-    parser.add_argument("--only", choices=tuple(SHAPES), help="train one model (the tokenizer is made again)")
+    parser.add_argument("--only", choices=(*SHAPES, "medusa", "eagle"), help="make one (a draft's tokenizer too)")
     parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--resume", type=Path, help="weights to go on from, with --start-step; optimizer state is new")
     parser.add_argument("--start-step", type=int, default=0)
@@ -342,13 +345,14 @@ def main() -> int:
     parser.add_argument("--text-only", action="store_true", help="write held-out and calibration text, train nothing")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--no-compile", dest="compile", action="store_false")
+    reference_heads.add_arguments(parser)
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
 
     train_files, held_out_files = read_corpus()
     write_texts(args.out, train_files, held_out_files)
-    if args.text_only:
-        return 0
+    if args.text_only or args.only in ("medusa", "eagle"):
+        return 0 if args.text_only else reference_heads.make(args, train_files, held_out_files)
     tokenizer = train_tokenizer(list(train_files.values()))
     documents = encode(tokenizer, list(train_files.values()))
     held_out = encode(tokenizer, list(held_out_files.values()))

@@ -9,8 +9,7 @@ host has seen them.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -22,29 +21,20 @@ from minivllm.clock import Clock, WallClock
 from minivllm.config import EngineConfig
 from minivllm.plan import Chunk, SampledTokens, StepPlan, StepResult
 from minivllm.runner.base import Done, Launched, MemoryReport
-from minivllm.runner.decode import DecodeStep, batch_buckets
 from minivllm.runner.device_drafts import DeviceDrafts
 from minivllm.runner.device_flight import Flight, Logprobs, Marks, Times
 from minivllm.runner.device_rows import DeviceRows, Need
+from minivllm.runner.device_steps import Computed, DeviceSteps
+from minivllm.runner.device_warm_up import LENGTHS, warm_up_drafts
 from minivllm.runner.drafting import StepDrafts
 from minivllm.runner.forward import attend_of, resume_forward
-from minivllm.runner.graphs import DecodeGraphs
 from minivllm.runner.model_runner import failed
 from minivllm.runner.parts import Parts
 from minivllm.runner.rows import Rows
+from minivllm.speculation.model import ModelDrafter
 from minivllm.transfer import download, upload
 from minivllm_kernels.compilations import num_compilations
 from minivllm_kernels.prepare_inputs.kernel import store_rows_
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Computed:
-    """What a step left on the device: tokens [M] int64 and logits [M, V], padded; and the moment before it, after the
-    inputs were on their way, so that a device which waits for the host is not taken for a busy one."""
-
-    sampled: Tensor
-    logits: Tensor | None
-    begun: Any
 
 
 class DeviceRunner:
@@ -70,28 +60,35 @@ class DeviceRunner:
         self._path = config.model.path
         self._attention = parts.attention
         self._on_gpu = parts.device.type == "cuda"
-        self._marks = Marks(self._on_gpu, clock or WallClock())
+        self._clock = clock or WallClock()
 
         max_rows = config.scheduler.max_num_seqs
         self._rows = Rows(max_rows, self.max_model_len, config.cache.block_size)
         self._device_rows = DeviceRows(self._rows, max_rows, self.max_model_len, parts.device)
         self._needs = [Need.ARGMAX] * max_rows
+        speculation = config.speculation if parts.drafter is not None else None
         self._drafts: DeviceDrafts | None = None
-        max_queries = max_rows
         if parts.drafter is not None:
-            speculation = config.speculation
-            self._drafts = DeviceDrafts(parts.drafter, parts, self._rows, self._device_rows, speculation.sample_drafts)
-            max_queries *= 1 + speculation.num_draft_tokens
-        self._step: DecodeStep | None = None
-        self._graphs: DecodeGraphs | None = None
-        self._sizes = batch_buckets(max_queries)
+            self._drafts = DeviceDrafts(
+                parts.drafter, parts, self._rows, self._device_rows, config.speculation.sample_drafts
+            )
+        self._steps: DeviceSteps | None = None
         if isinstance(parts.attention, TritonAttention):
-            self._step = DecodeStep(self.model, parts.attention, self._device_rows, max_queries, parts.features)
+            self._steps = DeviceSteps(
+                self.model,
+                parts.attention,
+                self._device_rows,
+                max_rows,
+                parts.features,
+                speculation,
+                draws=config.speculation.sample_drafts and isinstance(parts.drafter, ModelDrafter),
+            )
         elif config.execution.cuda_graphs:
             raise ValueError("execution.cuda_graphs=true: needs attention=triton; choose it, or cuda_graphs=null")
+        self._compiled = 0
         if self._on_gpu:
             self._warm_up(config)
-        self._compiled = num_compilations()
+        self.new_compilations()
 
     def memory(self) -> MemoryReport:
         return self.parts.memory()
@@ -107,18 +104,20 @@ class DeviceRunner:
         if not only_decodes or self._drafts is not None:
             chunks = sorted(chunks, key=lambda chunk: (chunk.num_tokens > 1, chunk.num_draft_tokens > 0))
         rows = self._rows.of(chunks)
-        drafts, started = None, None if self._drafts is None else self._marks.now()
+        marks = Marks(self._on_gpu, self._clock)
+        drafts = started = drafted = None
         if self._drafts is not None:
+            started = marks.now()
             drafts = self._drafts.propose(chunks, rows)
-        drafted = None if self._drafts is None else self._marks.now()
+            drafted = marks.now()
         # None: these drafts are not sampled as others are.
         need = None
         if drafts is None or self._drafts is None or not self._drafts.needs_rule(drafts):
             need = max(self._needs[row] for row in rows.tolist())
-        if only_decodes and self._can_decode(drafts, len(chunks)):
-            computed = self._decode(chunks, rows, drafts, need)
+        if only_decodes and self._steps is not None and self._steps.serves(drafts):
+            computed = self._decode(self._steps, chunks, rows, drafts, need, marks)
         else:
-            computed = self._mixed(chunks, rows, drafts, need)
+            computed = self._mixed(chunks, rows, drafts, need, marks)
         num_sampled = sum(
             1 + (0 if drafts is None else int(drafts.counts[i])) for i, chunk in enumerate(chunks) if chunk.samples
         )
@@ -136,9 +135,7 @@ class DeviceRunner:
             speculation=self._drafts,
             sampled=sampled,
             logprobs=told,
-            times=Times(
-                marks=self._marks, started=started, drafted=drafted, begun=computed.begun, ended=self._marks.now()
-            ),
+            times=Times(marks=marks, started=started, drafted=drafted, begun=computed.begun, ended=marks.now()),
             failed=self.failed,
             num_compilations=self.new_compilations,
         )
@@ -169,48 +166,43 @@ class DeviceRunner:
                     asked += [(at, number) for at in range(first, end)]
         return asked
 
-    def _can_decode(self, drafts: StepDrafts | None, num_chunks: int) -> bool:
-        """Whether a step in which everybody has one known token is one of queries beside each other."""
-        if self._step is None:
-            return False
-        if drafts is None:
-            return True
-        return drafts.tree is None and drafts.resume is None and num_chunks + drafts.counts.sum() <= self._sizes[-1]
-
     def _decode(
-        self, chunks: Sequence[Chunk], rows: np.ndarray, drafts: StepDrafts | None, need: Need | None
-    ) -> _Computed:
-        assert self._step is not None
-        positions = np.array([chunk.start for chunk in chunks], dtype=np.int32)
-        query_rows = rows
-        if drafts is not None:
-            counts = drafts.counts + 1
-            query_rows = np.repeat(rows, counts)
-            ends = np.cumsum(counts)
-            positions = (np.arange(ends[-1]) + np.repeat(positions - ends + counts, counts)).astype(np.int32)
-        size = len(positions)
-        if self._graphs is not None:
-            size = next(bucket for bucket in self._sizes if bucket >= size)
-        self._step.fill(query_rows, positions, size)
-        begun = self._marks.now()
-        compute = self._step.compute if self._graphs is None else self._graphs.replay
-        sampled, logits = compute(size, need)
-        if need is None:
-            assert drafts is not None and logits is not None
-            places = upload(np.stack([query_rows, positions + 1]).astype(np.int32), self.parts.device)
-            sampled = self._sample_by_rule(logits[: len(positions)], chunks, rows, drafts, places)
-        return _Computed(sampled=sampled, logits=logits, begun=begun)
+        self,
+        steps: DeviceSteps,
+        chunks: Sequence[Chunk],
+        rows: np.ndarray,
+        drafts: StepDrafts | None,
+        need: Need | None,
+        marks: Marks,
+    ) -> Computed:
+        positions = np.array([chunk.start for chunk in chunks], dtype=np.int64)
+        counts = None if drafts is None else drafts.counts
+        computed = steps.run(rows, positions, counts, need, marks.now)
+        if need is not None:
+            return computed
+        assert drafts is not None and computed.logits is not None
+        counts = drafts.counts + 1
+        ends = np.cumsum(counts)
+        targets = np.arange(ends[-1]) + np.repeat(positions - ends + counts + 1, counts)
+        places = upload(np.stack([np.repeat(rows, counts), targets]).astype(np.int32), self.parts.device)
+        sampled = self._sample_by_rule(computed.logits[: ends[-1]], chunks, rows, drafts, places)
+        return replace(computed, sampled=sampled)
 
     def _mixed(
-        self, chunks: Sequence[Chunk], rows: np.ndarray, drafts: StepDrafts | None, need: Need | None
-    ) -> _Computed:
+        self,
+        chunks: Sequence[Chunk],
+        rows: np.ndarray,
+        drafts: StepDrafts | None,
+        need: Need | None,
+        marks: Marks,
+    ) -> Computed:
         tree = None if drafts is None else drafts.tree
         packed = self._rows.pack(chunks, rows, None if drafts is None else drafts.counts, tree)
         device = self.parts.device
         token_rows = upload(packed.token_rows.astype(np.int32), device)
         places = upload(packed.places, device)
         positions = places if tree is None else upload(packed.positions, device)
-        begun = self._marks.now()
+        begun = marks.now()
         token_ids, slots = self._device_rows.gather(token_rows, places)
         samples = upload(packed.sample_indices, device)
         batch = PackedBatch(
@@ -230,7 +222,7 @@ class DeviceRunner:
         if self.parts.features is not None:
             store_rows_(self.parts.features, slots, hidden)
         if len(samples) == 0:
-            return _Computed(sampled=hidden.new_empty(0, dtype=torch.int64), logits=hidden[:0], begun=begun)
+            return Computed(sampled=hidden.new_empty(0, dtype=torch.int64), logits=hidden[:0], begun=begun)
         logits = self.model.compute_logits(hidden if len(samples) == len(hidden) else hidden.index_select(0, samples))
         rows_of_samples, targets = token_rows.index_select(0, samples), positions.index_select(0, samples).int() + 1
         if need is None:
@@ -239,7 +231,7 @@ class DeviceRunner:
         else:
             sampled = torch.empty(len(samples), dtype=torch.int64, device=device)
             self._device_rows.sample_(logits, rows_of_samples, targets, need, sampled, store=tree is None)
-        return _Computed(sampled=sampled, logits=logits, begun=begun)
+        return Computed(sampled=sampled, logits=logits, begun=begun)
 
     def _sample_by_rule(
         self, logits: Tensor, chunks: Sequence[Chunk], rows: np.ndarray, drafts: StepDrafts, places: Tensor
@@ -272,7 +264,7 @@ class DeviceRunner:
         longest = min(config.scheduler.max_num_batched_tokens, self.max_model_len)
         if isinstance(self._attention, TritonAttention):
             # Kernels are chosen by how long the longest chunk is, and by how long a context could be.
-            for length in sorted({min(length, longest) for length in (1, 2, 3, 8, 16, 17, 33, 65, 129, 257, longest)}):
+            for length in sorted({min(length, longest) for length in (*LENGTHS, longest)}):
                 for num_blocks in {-(-length // self._rows.block_size), most_blocks}:
                     self._forward(self._made_up_batch([1] * min(3, max_rows - 1) + [length], num_blocks))
         for num_rows in (1, 2, max_rows):
@@ -283,12 +275,13 @@ class DeviceRunner:
             sampled = torch.empty(num_rows, dtype=torch.int64, device=self.parts.device)
             for need in Need:
                 self._device_rows.sample_(logits, nobody, nobody, need, sampled)
-        if self._step is not None and config.execution.cuda_graphs is not False:
-            self._graphs = DecodeGraphs(self._step, self._sizes)
-        elif self._step is not None:
-            for num_rows in self._sizes:
-                for need in Need:
-                    self._step.compute(num_rows, need)
+        # What drafts is made up kernel by kernel; graphs come when it is known what they have to hold.
+        steps, self._steps = self._steps, None
+        chains = self._drafts is not None and warm_up_drafts(self, self._drafts.drafter, config)
+        self._steps = steps
+        if self._steps is not None:
+            graphs = config.execution.cuda_graphs is not False
+            self._steps.warm_up(graphs=graphs, chains=chains, drafter=self.parts.drafter)
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
 

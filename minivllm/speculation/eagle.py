@@ -72,6 +72,7 @@ class Eagle(ChainDrafter):
             Flow(),
             target.device,
         )
+        heads.check_used()
         self._compute_logits = draft_head(heads, target, draft_vocab_size)
         self._cache = DraftCache(spec, target)
         self.weights_bytes = heads.weights_bytes + self._decoder.weights_bytes

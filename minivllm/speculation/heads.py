@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,12 +58,15 @@ class Heads:
         except (OSError, SafetensorError) as error:
             raise ValueError(f"speculation.path={path!r}: model.safetensors cannot be read: {error}") from error
         self.weights_bytes = 0
+        self._used = {"token_order"}
 
     def take(self, name: str) -> Tensor:
         """The tensor of this name, `model.` before it or not, on the target's device and in its dtype."""
-        tensor = self._tensors.get(name.removeprefix("model."))
+        name = name.removeprefix("model.")
+        tensor = self._tensors.get(name)
         if tensor is None:
-            raise ValueError(f"speculation.path={self._path!r}: tensor {name.removeprefix('model.')} is missing")
+            raise ValueError(f"speculation.path={self._path!r}: tensor {name} is missing")
+        self._used.add(name)
         return tensor.to(device=self._target.device, dtype=self._target.dtype)
 
     def take_weight(self, name: str) -> Tensor:
@@ -76,6 +79,12 @@ class Heads:
         linear = scheme.make_linear(weight_name, self.take(weight_name), bias)
         self.weights_bytes += linear.weight_bytes
         return linear
+
+    def check_used(self, optional: Sequence[str] = ()) -> None:
+        """Raise the ValueError of a tensor that nobody took, and whose name begins with none of `optional`."""
+        left = [name for name in self._tensors if name not in self._used and not name.startswith(tuple(optional))]
+        if left:
+            raise ValueError(f"speculation.path={self._path!r}: tensor {left[0]} has no place in these heads")
 
     def count(self, key: str) -> int:
         """A number in config.json, 1 or more."""

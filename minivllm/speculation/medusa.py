@@ -59,6 +59,9 @@ class Medusa(ModelDrafter):
             [heads.linear(f"heads.{i}.{j}.linear.weight", f"heads.{i}.{j}.linear.bias") for j in range(num_blocks)]
             for i in range(deepest)
         ]
+        # In the place of a head's own vocabulary: the target's head comes after it.
+        self._projections = [heads.linear(f"heads.{i}.{num_blocks}.weight") for i in range(deepest)]
+        heads.check_used([f"heads.{i}." for i in range(deepest, num_heads)])
         self._compute_logits = draft_head(heads, target, draft_vocab_size)
         self.weights_bytes = heads.weights_bytes
 
@@ -97,10 +100,10 @@ class Medusa(ModelDrafter):
         embedding = self.target.model.embed(host.token_ids(rows, newest))
         x = host.features.index_select(0, slots) + self._embed_projection(embedding)
         hidden = []
-        for blocks in self._blocks[:num_heads]:
+        for blocks, project in zip(self._blocks[:num_heads], self._projections, strict=False):
             ahead = x
             for block in blocks:
                 ahead = ahead + F.silu(block(ahead))
-            hidden.append(ahead)
+            hidden.append(project(ahead))
         logits = self._compute_logits(torch.stack(hidden, dim=1).flatten(0, 1))
         return logits.view(len(requests), num_heads, -1)

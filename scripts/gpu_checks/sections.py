@@ -37,11 +37,13 @@ SECTIONS: dict[str, Plan] = {
     "prefill": Plan(module="prefill", phase="checks", shards=5, budget_s=150),
     "quantized": Plan(module="quantized", phase="checks", shards=4, budget_s=180),
     "tokens": Plan(module="tokens", phase="checks", shards=4, budget_s=180, piece_s=150),
+    "speculation": Plan(module="speculation", phase="checks", shards=2, budget_s=150, piece_s=100),
     # Compiles what the engines of the figures launch, so that these find it in Triton's cache.
     "warm": Plan(module="warm", phase="checks", shards=2, budget_s=180, piece_s=150),
     "speed": Plan(module="speed", phase="figures", budget_s=80),
     "quantized-speed": Plan(module="quantized", phase="figures", budget_s=100),
     "engine": Plan(module="engine", phase="figures", budget_s=170, piece_s=90, of_engine=True),
+    "speculation-speed": Plan(module="speculation", phase="figures", budget_s=75, piece_s=60, of_engine=True),
     "load": Plan(module="load", phase="figures", budget_s=130, piece_s=110, of_engine=True),
     "transformers": Plan(module="neighbours", phase="figures", budget_s=100, piece_s=100, of_engine=True),
     "engine-quantized": Plan(module="engine_quantized", phase="figures", budget_s=150, piece_s=60, of_engine=True),

@@ -30,7 +30,7 @@ def pieces(check: Check) -> Iterator[Piece]:
             continue
         name = f"engine tokens: overlap={overlap} cuda_graphs={graphs} batch_invariant={invariant}".lower()
         options = {"overlap": overlap, "batch_invariant": invariant}
-        yield name, partial(_tokens, check, name, options | ({} if check.tiny else {"cuda_graphs": graphs}))
+        yield name, partial(check_tokens, check, name, options | ({} if check.tiny else {"cuda_graphs": graphs}))
     yield "batch invariance: reference float32", partial(_invariance, check, "reference float32")
     if not check.tiny:
         yield "batch invariance: reference float16", partial(_invariance, check, "reference float16")
@@ -82,7 +82,8 @@ def _prompts_for(check: Check) -> _Prompts:
     return _prompts(3, 300) if check.tiny else _prompts(_NUM_PROMPTS, None)
 
 
-def _tokens(check: Check, name: str, options: dict[str, Any]) -> None:
+def check_tokens(check: Check, name: str, options: dict[str, Any]) -> None:
+    """One engine's tokens, against those of PyTorch on the CPU."""
     expected = _expected(check)
     llm = _reference(check, **options)
     found = _generate(llm, _prompts_for(check), 2 if check.tiny else _MAX_TOKENS, None)

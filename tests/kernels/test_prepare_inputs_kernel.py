@@ -13,13 +13,22 @@ from torch import Tensor
 
 pytest.importorskip("triton", reason="Triton is for Linux")
 
-from minivllm_kernels.prepare_inputs.kernel import gather_tokens, prepare_decode, scatter_table_, store_tokens_
+from minivllm_kernels.prepare_inputs.kernel import (
+    gather_tokens,
+    prepare_decode,
+    scatter_table_,
+    store_rows_,
+    store_tokens_,
+)
 from minivllm_kernels.prepare_inputs.reference import (
     gather_tokens_reference,
     prepare_decode_reference,
     scatter_table_reference_,
+    store_rows_reference_,
     store_tokens_reference_,
 )
+from minivllm_kernels.prepare_inputs.verification.kernel import prepare_verification
+from minivllm_kernels.prepare_inputs.verification.reference import prepare_verification_reference
 
 # Where a GPU is, it is what runs them.
 DEVICE = "cpu" if os.environ.get("TRITON_INTERPRET") == "1" else "cuda"
@@ -156,3 +165,41 @@ def test_a_batch_without_rows_is_nothing() -> None:
     store_tokens_(tokens, none, none, none.long())
     scatter_table_(table, none, none, none)
     assert torch.equal(tokens, before[0]) and torch.equal(table, before[1])
+
+
+@given(
+    batch=st.lists(st.tuples(st.integers(-1, 4), st.integers(0, 35), st.integers(0, 16)), min_size=1, max_size=6),
+    num_queries=st.integers(1, 17),
+    block_size=st.sampled_from([1, 4, 64]),
+    seed=st.integers(0, 99),
+)
+@settings(max_examples=15, deadline=None)
+def test_a_verification_is_prepared_as_defined(
+    batch: list[tuple[int, int, int]], num_queries: int, block_size: int, seed: int
+) -> None:
+    """Requests with fewer drafts than there is room for, and contexts that queries of nobody carry out of the table."""
+    tokens, table = _make_store(5, 36 + num_queries, block_size, seed)
+    table = table[:, : -(-37 // block_size)]
+    rows, positions, counts = (torch.tensor(column, dtype=torch.int32) for column in zip(*batch, strict=True))
+    counts = counts.clamp(max=torch.minimum(torch.tensor(num_queries - 1), 36 - positions)).int()
+    size = len(batch) * num_queries
+    found = []
+    for prepare in (prepare_verification, prepare_verification_reference):
+        outputs = {name: _poison(size, dtype=torch.int64) for name in ("token_ids", "out_positions", "slot_mapping")}
+        outputs |= {name: _poison(size, dtype=torch.int32) for name in ("query_rows", "targets")}
+        outputs["context_lens"] = _poison(len(batch), dtype=torch.int32)
+        outputs["batch_table"] = _poison(len(batch), -(-(37 + num_queries) // block_size), dtype=torch.int32)
+        prepare(tokens, table, rows, positions, counts, block_size=block_size, **outputs)
+        found.append(outputs)
+    for name, wanted in found[1].items():
+        assert torch.equal(found[0][name], wanted), name
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_what_is_kept_of_tokens_goes_to_their_slots_alone(dtype: torch.dtype) -> None:
+    rows, slots = torch.randn(5, 1030).to(dtype), torch.tensor([4, -1, 0, 7, -1])
+    target = _poison(9, 1030, dtype=dtype)
+    wanted = target.clone()
+    store_rows_(target, slots, rows)
+    store_rows_reference_(wanted, slots, rows)
+    assert torch.equal(target, wanted) and (target[1] == POISON).all()

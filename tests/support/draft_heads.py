@@ -23,6 +23,7 @@ def save_medusa(folder: Path, target: Path, *, num_heads: int = 4, num_blocks: i
             name = f"heads.{head}.{block}.linear"
             tensors[f"{name}.weight"] = torch.randn(hidden, hidden, generator=generator) * 0.1
             tensors[f"{name}.bias"] = torch.randn(hidden, generator=generator) * 0.1
+        tensors[f"heads.{head}.{num_blocks}.weight"] = torch.eye(hidden)
     return _save(folder, config, tensors)
 
 

@@ -7,12 +7,22 @@ the whole history, so a lost or doubled token changes everything after it.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from hashlib import blake2b
 
-from minivllm.config import CacheConfig, Component, EngineConfig, ExecutionConfig, ModelConfig, SchedulerConfig
+from minivllm.clock import Clock
+from minivllm.config import (
+    CacheConfig,
+    Component,
+    EngineConfig,
+    ExecutionConfig,
+    ModelConfig,
+    SchedulerConfig,
+    SpeculationConfig,
+)
 from minivllm.engine import Engine
 from minivllm.plan import SampledTokens, StepPlan, StepResult
-from minivllm.runner.base import Done, MemoryReport
+from minivllm.runner.base import Done, MemoryReport, Runner
 
 VOCAB_SIZE = 5
 EOS = 4
@@ -60,6 +70,19 @@ class SymbolicRunner:
         return Done(result=self._run(plan))
 
     def _run(self, plan: StepPlan) -> StepResult:
+        self._apply(plan)
+        # All writes of a step land before any read: a block written by two requests would show.
+        histories = {chunk.request_id: self._write(chunk) for chunk in plan.chunks}
+        samples = []
+        for chunk in plan.chunks:
+            self._read(chunk.request_id, chunk.start + chunk.num_tokens)
+            if chunk.samples:
+                token_id = next_token(histories[chunk.request_id], self.seeds[chunk.request_id])
+                self.rows[chunk.request_id].append(token_id)
+                samples.append(SampledTokens(request_id=chunk.request_id, token_ids=(token_id,)))
+        return StepResult(samples=tuple(samples))
+
+    def _apply(self, plan: StepPlan) -> None:
         for request_id in plan.released:
             if request_id in self.rows:
                 del self.rows[request_id], self.tables[request_id]
@@ -80,16 +103,6 @@ class SymbolicRunner:
                 copy.source * size : (copy.source + 1) * size
             ]
             self.num_copies += 1
-        # All writes of a step land before any read: a block written by two requests would show.
-        histories = {chunk.request_id: self._write(chunk) for chunk in plan.chunks}
-        samples = []
-        for chunk in plan.chunks:
-            self._read(chunk.request_id, chunk.start + chunk.num_tokens)
-            if chunk.samples:
-                token_id = next_token(histories[chunk.request_id], self.seeds[chunk.request_id])
-                self.rows[chunk.request_id].append(token_id)
-                samples.append(SampledTokens(request_id=chunk.request_id, token_ids=(token_id,)))
-        return StepResult(samples=tuple(samples))
 
     def _slot(self, request_id: int, position: int) -> int:
         return self.tables[request_id][position // self.block_size] * self.block_size + position % self.block_size
@@ -134,7 +147,11 @@ def make_engine(
     watermark_fraction: float = 0.0,
     max_model_len: int = 64,
     overlap: bool = False,
+    speculation: SpeculationConfig | None = None,
+    make_runner: Callable[[EngineConfig, int, int], Runner] | None = None,
+    clock: Clock | None = None,
 ) -> Engine:
+    """An engine over symbols; `make_runner` makes another runner of its config, its blocks and its context."""
     config = EngineConfig(
         model=ModelConfig(path="symbolic"),
         scheduler=SchedulerConfig(
@@ -152,5 +169,8 @@ def make_engine(
             reuse_kv=reuse_kv,
         ),
         execution=ExecutionConfig(overlap=overlap),
+        speculation=speculation or SpeculationConfig(),
     )
-    return Engine(config, SymbolicRunner(num_blocks, block_size, max_model_len))
+    if make_runner is not None:
+        return Engine(config, make_runner(config, num_blocks, max_model_len), clock)
+    return Engine(config, SymbolicRunner(num_blocks, block_size, max_model_len), clock)

@@ -23,13 +23,13 @@ if TYPE_CHECKING:
     from minivllm_kernels.ahead_of_time import Specialisation
 
 # Entries of a table that a program copies: 8 a thread of 4 warps, two loads of 16 bytes.
-_COLUMNS = 1024
+COLUMNS = 1024
 # Index entries of a program, one a thread.
 _ENTRIES = 128
 
 
 @triton.jit
-def _slot(block_table_ptr, row, position, is_real, num_columns, stride_table, BLOCK_SIZE: tl.constexpr):
+def slot_of(block_table_ptr, row, position, is_real, num_columns, stride_table, BLOCK_SIZE: tl.constexpr):
     """block * BLOCK_SIZE + offset, -1 where the table has no block."""
     column = position // BLOCK_SIZE
     block = tl.load(block_table_ptr + row * stride_table + column, mask=is_real & (column < num_columns), other=-1)
@@ -66,7 +66,7 @@ def _prepare_decode(
     blocks = tl.load(block_table_ptr + row * stride_table + offs, mask=mask)
     if pid_column == 0:
         token = tl.load(tokens_ptr + row * stride_tokens + position, mask=is_real, other=0)
-        slot = _slot(block_table_ptr, row, position, is_real, num_columns, stride_table, BLOCK_SIZE)
+        slot = slot_of(block_table_ptr, row, position, is_real, num_columns, stride_table, BLOCK_SIZE)
         tl.store(token_ids_ptr + pid_b, token.to(tl.int64))
         tl.store(slot_mapping_ptr + pid_b, slot)
         tl.store(out_positions_ptr + pid_b, tl.where(is_real, position, 0).to(tl.int64))
@@ -95,7 +95,7 @@ def _gather_tokens(
     position = tl.load(positions_ptr + offs, mask=mask, other=0)
     is_real = row >= 0
     token = tl.load(tokens_ptr + row * stride_tokens + position, mask=is_real, other=0)
-    slot = _slot(block_table_ptr, row, position, is_real, num_columns, stride_table, BLOCK_SIZE)
+    slot = slot_of(block_table_ptr, row, position, is_real, num_columns, stride_table, BLOCK_SIZE)
     tl.store(token_ids_ptr + offs, token.to(tl.int64), mask=mask)
     tl.store(slot_mapping_ptr + offs, slot, mask=mask)
 
@@ -148,7 +148,7 @@ def prepare_decode(
     assert batch_table.shape == (num_requests, num_columns), f"{tuple(batch_table.shape)} for {num_columns} columns"
     if num_requests == 0:
         return
-    block_columns = min(_COLUMNS, triton.next_power_of_2(num_columns))
+    block_columns = min(COLUMNS, triton.next_power_of_2(num_columns))
     _prepare_decode[(num_requests, triton.cdiv(num_columns, block_columns))](
         tokens,
         block_table,
@@ -222,7 +222,7 @@ def store_rows_(target: Tensor, slots: Tensor, rows: Tensor) -> None:
     assert target.dtype == rows.dtype and target.stride(1) == rows.stride(1) == 1
     if num_rows == 0:
         return
-    block_columns = min(_COLUMNS, triton.next_power_of_2(num_columns))
+    block_columns = min(COLUMNS, triton.next_power_of_2(num_columns))
     _store_rows[(num_rows, triton.cdiv(num_columns, block_columns))](
         target,
         slots,
@@ -255,6 +255,7 @@ def _launch_scatter(target: Tensor, rows: Tensor, columns: Tensor, values: Tenso
 def specialisations() -> Iterator[Specialisation]:
     """Of a store of 256 requests: short contexts in large blocks, and 32k tokens in blocks of 16."""
     from minivllm_kernels.ahead_of_time import launches_of
+    from minivllm_kernels.prepare_inputs.verification import kernel as verification
 
     def ints(*shape: int, dtype: torch.dtype = torch.int32) -> Tensor:
         return torch.empty(shape, dtype=dtype, device="meta")
@@ -292,3 +293,4 @@ def specialisations() -> Iterator[Specialisation]:
     features, dtype = ints(4096, 2560, dtype=torch.bfloat16), torch.bfloat16
     yield from launches_of("prepare_inputs-rows", store_rows_, features, wide, ints(64, 2560, dtype=dtype))
     yield from launches_of("prepare_inputs-scatter", scatter_table_, ints(8, 8), rows, rows, rows)
+    yield from verification.specialisations()

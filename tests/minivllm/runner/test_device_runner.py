@@ -120,7 +120,7 @@ class _PaddedSteps:
     """Stands for the CUDA graphs: runs what they hold, on all rows of the bucket."""
 
     def __init__(self, runner: Any) -> None:
-        self._step = runner._step
+        self._step = runner._steps.decode
         self.sizes: set[int] = set()
 
     def replay(self, size: int, need: Need) -> Any:
@@ -135,7 +135,7 @@ def test_rows_that_pad_a_batch_change_nothing(folder: Path, batch_invariant: boo
     runner = llm.engine.runner
     assert isinstance(runner, DeviceRunner)
     padded = _PaddedSteps(runner)
-    runner._sizes, runner._graphs = (4,), padded
+    runner._steps.sizes, runner._steps.decode_graphs = (4,), padded
     assert _generate(llm, PROMPTS, _greedy()) == wanted
     assert padded.sizes == {4}
 

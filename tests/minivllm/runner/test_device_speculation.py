@@ -1,5 +1,5 @@
-"""Speculation on the GPU's runner, whole, under Triton's interpreter: its tokens are those of the other runner, and where
-drafts are points, those of no speculation."""
+"""Speculation on the GPU's runner, whole, under Triton's interpreter: its tokens are those of the other runner, and
+where drafts are points, those of no speculation."""
 
 from __future__ import annotations
 
@@ -7,22 +7,83 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from tiny import Oracle, first_wrong, save_tiny_llama
+from tiny import VOCAB_SIZE, Oracle, first_wrong, save_tiny_llama
 
 from minivllm import LLM, SamplingParams
+from minivllm.component import Component
 from minivllm.config import SpeculationConfig
 from minivllm.plan import StepReport
+from minivllm.runner.device_chains import MOST_UNREAD
+from minivllm.speculation.base import DraftRequest, HostDrafter
+from minivllm.speculation.model import DraftHost, Drafts, ModelDrafter
+from minivllm.speculation.target import DraftTarget
+from minivllm.speculation.tree import DraftTree
 
 SHAPE = {"hidden_size": 16, "intermediate_size": 24, "num_attention_heads": 2, "num_key_value_heads": 1}
 PROMPTS = [[3, 4, 5, 3, 4, 5, 3], [6], [7, 8, 9, 10, 11]]
-# What greedy decoding, filters, penalties and draws ask of a step together.
 KINDS = [
-    SamplingParams(temperature=0.8, top_k=7, seed=1, max_tokens=5, ignore_eos=True),
+    SamplingParams(temperature=0.8, top_k=7, presence_penalty=0.3, seed=1, max_tokens=3, ignore_eos=True),
     SamplingParams(temperature=0, repetition_penalty=1.3, frequency_penalty=0.5, max_tokens=4, ignore_eos=True),
-    SamplingParams(temperature=0.7, presence_penalty=0.3, seed=3, max_tokens=5, ignore_eos=True),
 ]
+
+
+class PlantedDrafts(HostDrafter):
+    """Drafts what will come, but for every fourth position.
+
+    Args:
+        texts: whole requests, prompt and output.
+    """
+
+    def __init__(self, *, target: DraftTarget, texts: Sequence[Sequence[int]]) -> None:
+        super().__init__(target=target)
+        self._texts = texts
+        self._of_request: dict[int, Sequence[int]] = {}
+
+    def start(self, request_id: int, token_ids: Sequence[int]) -> None:
+        (self._of_request[request_id],) = [t for t in self._texts if tuple(t[: len(token_ids)]) == tuple(token_ids)]
+
+    def propose(self, requests: Sequence[DraftRequest]) -> list[list[int]]:
+        found = []
+        for request in requests:
+            first, text = request.num_tokens, self._of_request[request.request_id]
+            # A request now and then has fewer than it may.
+            places = range(first, min(len(text), first + request.num_draft_tokens - first % 2))
+            found.append([(text[place] + (place % 4 == 1)) % VOCAB_SIZE for place in places])
+        return found
+
+
+class PlantedTrees(ModelDrafter):
+    """Trees of which the last path is right, and all else is wrong.
+
+    Args:
+        texts: as above.
+        tree: widths.
+    """
+
+    def __init__(self, *, target: DraftTarget, texts: Sequence[Sequence[int]], tree: Sequence[int]) -> None:
+        super().__init__(target=target)
+        self._host_drafts = PlantedDrafts(target=target, texts=texts)
+        self._tree = DraftTree.from_widths(tree)
+        self._texts = self._host_drafts._of_request
+
+    def start(self, request_id: int, token_ids: Sequence[int]) -> None:
+        self._host_drafts.start(request_id, token_ids)
+
+    def propose(self, requests: Sequence[DraftRequest], host: DraftHost) -> Drafts:
+        tree = self._tree
+        counts = np.array([min(request.num_draft_tokens, tree.num_nodes) for request in requests])
+        token_ids = torch.zeros((len(requests), tree.num_nodes), dtype=torch.int64)
+        for i, request in enumerate(requests):
+            text = self._texts[request.request_id]
+            path = tree.path(int(counts[i]) - 1)
+            for node in range(counts[i]):
+                place = request.num_tokens + tree.depths[node] - 1
+                right = text[place] if place < len(text) else 0
+                token_ids[i, node] = right if node in path else (right + 1 + tree.rank(node)) % VOCAB_SIZE
+        return Drafts(counts=counts, token_ids=token_ids, tree=tree)
 
 
 @pytest.fixture(scope="module")
@@ -61,57 +122,139 @@ def _named(name: str, **options: Any) -> SpeculationConfig:
     return SpeculationConfig.named(name, **options)
 
 
-def test_greedy_tokens_are_those_of_transformers_whoever_drafts(folder: Path) -> None:
-    oracle = Oracle(folder)
-    for speculation in (_named("ngram", num_draft_tokens=4), _named("draft_model", path=str(folder))):
-        got, steps = _run(_make_llm(folder, speculation), _greedy())
-        for tokens, prompt in zip(got, PROMPTS, strict=True):
-            assert first_wrong(tokens, *oracle.greedy(tuple(prompt), 5)) == "equal"
-        assert sum(step.num_draft_tokens for step in steps) > 0
-    # The target drafts for itself: all that is drafted stands.
-    assert sum(step.num_draft_tokens for step in steps) == sum(step.num_accepted_tokens for step in steps)
+def _planted(wanted: Sequence[Sequence[int]], num_draft_tokens: int, **tree: Any) -> SpeculationConfig:
+    texts = [tuple(prompt) + tuple(tokens) for prompt, tokens in zip(PROMPTS, wanted, strict=False)]
+    drafter = Component(
+        target=f"{__name__}.{PlantedTrees.__name__ if tree else PlantedDrafts.__name__}",
+        kwargs={"texts": texts, **tree},
+    )
+    return SpeculationConfig(drafter=drafter, num_draft_tokens=num_draft_tokens)
+
+
+@pytest.fixture(scope="module")
+def greedy_tokens(folder: Path) -> list[tuple[int, ...]]:
+    """Of transformers; and where two are equally likely, of the other runner."""
+    oracle, (found, _) = Oracle(folder), _run(_make_llm(folder, kernels="torch"), _greedy())
+    for tokens, prompt in zip(found, PROMPTS, strict=True):
+        assert first_wrong(tokens, *oracle.greedy(tuple(prompt), 5)) in ("equal", "tie")
+    return found
 
 
 @pytest.mark.parametrize(
-    ("name", "options", "engine"),
+    ("drafter", "num_drafts", "engine"),
     [
-        ("ngram", {"num_draft_tokens": 4}, {}),
-        ("draft_model", {"num_draft_tokens": 3}, {}),
+        ("planted", 4, {}),
+        ("planted", 2, {"batch_invariant": True}),
         # Preemptions and parts of prompts beside verifications.
-        ("draft_model", {"num_draft_tokens": 1}, {"num_blocks": 8, "block_size": 2, "max_num_batched_tokens": 4}),
-        ("early_exit", {"num_draft_tokens": 2, "exit_layer": 1}, {}),
-        ("ngram", {"num_draft_tokens": 2}, {"batch_invariant": True}),
+        ("planted", 1, {"num_blocks": 10, "block_size": 2, "max_num_batched_tokens": 4, "prefix_caching": False}),
+        ("itself", 3, {}),
+        ("draft_model", 2, {}),
+        ("early_exit", 2, {}),
+        ("trees", 6, {}),
     ],
-    ids=lambda value: value if isinstance(value, str) else "-".join(f"{k}={v}" for k, v in value.items()) or "plain",
+    ids=lambda value: str(value) if not isinstance(value, dict) else "-".join(value) or "plain",
 )
-def test_drafts_that_are_points_change_no_draw(
-    folder: Path, draft_folder: Path, name: str, options: dict[str, Any], engine: dict[str, Any]
+def test_greedy_tokens_are_those_of_transformers_whoever_drafts(
+    folder: Path,
+    draft_folder: Path,
+    greedy_tokens: list[tuple[int, ...]],
+    drafter: str,
+    num_drafts: int,
+    engine: dict[str, Any],
 ) -> None:
-    if name == "draft_model":
-        options = {"path": str(draft_folder), **options}
-    wanted, _ = _run(_make_llm(folder, kernels="torch"), KINDS)
-    llm = _make_llm(folder, _named(name, sample_drafts=False, **options), **engine)
-    got, steps = _run(llm, KINDS)
-    assert got == wanted
-    assert sum(step.num_draft_tokens for step in steps) > 0
+    speculation = {
+        "planted": lambda: _planted(greedy_tokens, num_drafts),
+        "trees": lambda: _planted(greedy_tokens, num_drafts, tree=[2, 2]),
+        "itself": lambda: _named("draft_model", path=str(folder), num_draft_tokens=num_drafts),
+        "draft_model": lambda: _named("draft_model", path=str(draft_folder), num_draft_tokens=num_drafts),
+        "early_exit": lambda: _named("early_exit", exit_layer=1, num_draft_tokens=num_drafts),
+    }[drafter]()
+    llm = _make_llm(folder, speculation, **engine)
+    got, steps = _run(llm, _greedy())
+    assert got == greedy_tokens
+    num_draft_tokens, num_accepted_tokens = (
+        sum(getattr(step, name) for step in steps) for name in ("num_draft_tokens", "num_accepted_tokens")
+    )
+    assert num_draft_tokens > 0 and (num_accepted_tokens > 0 or drafter in ("draft_model", "early_exit"))
+    # The target drafts for itself: all that is drafted stands.
+    assert drafter != "itself" or num_accepted_tokens == num_draft_tokens
     assert (llm.engine.scheduler.num_preemptions > 0) == ("num_blocks" in engine)
 
 
-@pytest.mark.parametrize(("name", "options"), [("draft_model", {}), ("early_exit", {"exit_layer": 1})])
-def test_drawn_drafts_and_what_becomes_of_them_are_the_other_runners(
-    folder: Path, name: str, options: dict[str, Any]
+class _PaddedVerifications:
+    """Stands for the CUDA graphs: runs what they hold, on all rows of the bucket."""
+
+    def __init__(self, steps: Any) -> None:
+        self._step = steps.verify
+        self.counts: set[int] = set()
+
+    def replay(self, size: int, num_drafts: int, need: Any) -> Any:
+        self.counts.add(num_drafts)
+        return self._step.compute(size, num_drafts, need)
+
+
+def test_verifications_that_read_keys_once_pad_with_queries_of_nobody(
+    folder: Path, greedy_tokens: list[tuple[int, ...]]
 ) -> None:
-    if name == "draft_model":
-        options = {"path": str(folder), **options}
+    llm = _make_llm(folder, _planted(greedy_tokens, 4), max_num_seqs=4)
+    steps = llm.engine.runner._steps
+    graphs = _PaddedVerifications(steps)
+    steps._few, steps.verify_sizes, steps.verify_graphs = 0, (4,), graphs
+    assert _run(llm, _greedy())[0] == greedy_tokens
+    assert graphs.counts == {4}
+
+
+@pytest.mark.parametrize("drafts_itself", [True, False], ids=["itself", "another"])
+def test_drafts_of_one_launch_are_those_of_launch_after_launch(
+    folder: Path, draft_folder: Path, greedy_tokens: list[tuple[int, ...]], drafts_itself: bool
+) -> None:
+    speculation = _named("draft_model", path=str(folder if drafts_itself else draft_folder), num_draft_tokens=2)
+    _, theirs = _run(_make_llm(folder, speculation, kernels="torch"), _greedy(6))
+    llm = _make_llm(folder, speculation, max_num_seqs=4)
+    runner = llm.engine.runner
+    drafter = runner.parts.drafter
+    chains = runner._steps.chains_of(drafter)
+    # Steps of three are padded.
+    chains._sizes = (4,)
+    asked = []
+
+    def draft_at_once(requests: Sequence[DraftRequest], num_read: np.ndarray) -> torch.Tensor:
+        asked.extend(request.num_tokens - read for request, read in zip(requests, num_read.tolist(), strict=True))
+        return chains.run(requests, num_read)
+
+    drafter.draft_at_once, drafter.most_unread = draft_at_once, MOST_UNREAD
+    got, ours = _run(llm, _greedy(6))
+    assert [tokens[:5] for tokens in got] == greedy_tokens
+    counts = [[(step.num_draft_tokens, step.num_accepted_tokens) for step in steps] for steps in (ours, theirs)]
+    assert counts[0] == counts[1] and (1 in asked, 2 in asked) == (True, drafts_itself)
+
+
+@pytest.mark.parametrize("tree", [{}, {"tree": [2, 1]}], ids=["chains", "trees"])
+def test_drafts_that_are_points_change_no_draw_and_penalties_see_them(folder: Path, tree: dict[str, Any]) -> None:
+    wanted, _ = _run(_make_llm(folder, kernels="torch"), KINDS, PROMPTS[:2])
+    got, steps = _run(_make_llm(folder, _planted(wanted, 4 if tree else 2, **tree)), KINDS, PROMPTS[:2])
+    assert got == wanted
+    assert sum(step.num_accepted_tokens for step in steps) > 0
+
+
+@pytest.mark.parametrize("name", ["draft_model", "early_exit"])
+def test_drawn_drafts_and_what_becomes_of_them_are_the_other_runners(
+    folder: Path, draft_folder: Path, name: str
+) -> None:
+    options = {"path": str(folder)} if name == "draft_model" else {"exit_layer": 1}
     speculation = _named(name, num_draft_tokens=2, **options)
-    params = [KINDS[0], KINDS[2], _greedy(4, repetition_penalty=1.3)]
+    params = [
+        SamplingParams(temperature=0.8, top_k=7, presence_penalty=0.3, seed=1, max_tokens=5, ignore_eos=True),
+        SamplingParams(temperature=0.7, seed=3, max_tokens=5, ignore_eos=True),
+        _greedy(4, repetition_penalty=1.3),
+    ]
     wanted, their_steps = _run(_make_llm(folder, speculation, kernels="torch"), params)
     got, our_steps = _run(_make_llm(folder, speculation), params)
     assert got == wanted
-    counts = [
+    ours, theirs = (
         [(step.num_draft_tokens, step.num_accepted_tokens) for step in steps] for steps in (our_steps, their_steps)
-    ]
-    assert counts[0] == counts[1] and sum(accepted for _, accepted in counts[0]) > 0
+    )
+    assert ours == theirs and sum(accepted for _, accepted in ours) > 0
 
 
 def test_made_up_verdicts_are_those_of_the_other_runner(folder: Path) -> None:

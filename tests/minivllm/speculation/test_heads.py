@@ -151,6 +151,14 @@ def test_a_missing_tensor_is_named(tmp_path, target) -> None:
         LLM(str(target), speculation=SpeculationConfig.named("eagle", path=str(folder)))
 
 
+def test_a_tensor_without_a_place_is_named(tmp_path, target) -> None:
+    folder = save_medusa(tmp_path / "heads", target)
+    tensors = load_file(folder / "model.safetensors")
+    save_file({**tensors, "heads.0.7.weight": torch.eye(2)}, folder / "model.safetensors")
+    with pytest.raises(ValueError, match="tensor heads.0.7.weight has no place in these heads"):
+        LLM(str(target), speculation=SpeculationConfig.named("medusa", path=str(folder), num_draft_tokens=2))
+
+
 def test_heads_count_in_the_memory_of_the_engine(target, heads) -> None:
     plain = LLM(str(target), num_blocks=8).engine.memory()
     memory = LLM(
