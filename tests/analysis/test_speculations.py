@@ -216,6 +216,17 @@ def test_where_costs_are_all_there_is_the_other_repeats_predict_each(frame: pd.D
     assert (frame.loc[~alone & (frame["batch"] == 4), "sharing_factor"] < 0.99).all()
 
 
+def test_a_repeat_is_predicted_by_the_others_alone(tmp_path: Path) -> None:
+    sweep = _load(tmp_path, drafters=DRAFTERS[:1], sizes=(4,), workloads=("code",), repeats=2)
+    tps = sweep.runs.pivot(index="repeat", columns="cfg.variant", values="output_throughput_tps")
+    ratio = tps["ngram_k4"] / tps["baseline"]
+    (row,) = analysis.speculation(sweep).to_dict("records")
+    # What a repeat predicts without any other is its own ratio.
+    errors = [row["prediction_error_low"], row["prediction_error_high"]]
+    assert errors == pytest.approx(sorted([ratio[1] / ratio[0] - 1, ratio[0] / ratio[1] - 1]))
+    assert errors[1] > 1e-4
+
+
 def test_break_even_is_where_the_same_costs_give_nothing(tmp_path: Path, frame: pd.DataFrame) -> None:
     row = frame.iloc[0]
     needed = row["break_even_probability"]
