@@ -41,7 +41,7 @@ class Row:
         batch: its batch size, None in a sweep that has one.
         label: what sets it apart in its setting.
         drafter: who drafts, however many: rows of the same drafter accept alike at the same position.
-        num_draft_tokens: most drafts of a request in a step; None where it was not recorded.
+        k: most drafts of a request in a step; None where it was not recorded.
         draft_length: the policy that chooses how many, by its short name.
     """
 
@@ -52,7 +52,7 @@ class Row:
     batch: float | None
     label: str
     drafter: str
-    num_draft_tokens: int | None
+    k: int | None
     draft_length: str
 
 
@@ -110,7 +110,7 @@ def rows_of(sweep: Sweep) -> Rows:
                 batch=None if batch is None else float(numbers(points[batch])[key]),
                 label=label_of(row, own, names, with_nulls=False) or who[key],
                 drafter=who[key],
-                num_draft_tokens=number,
+                k=number,
                 draft_length=format_value(row[_LENGTH]) if _LENGTH in row else "",
             )
         )

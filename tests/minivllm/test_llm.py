@@ -6,28 +6,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import Oracle, save_tiny_llama
+from tiny import WORDS, Oracle, save_tiny_llama, save_tokenizer
 
 from minivllm import LLM, SamplingParams
 from minivllm.detokenizer import TextStream
-
-WORDS = ["<bos>", "<eos>", "<unk>", *(f"w{i}" for i in range(86))]
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny model with a tokenizer of words, a space between any two."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
     path = save_tiny_llama(tmp_path_factory.mktemp("words"), eos_token_id=1, bos_token_id=0)
-    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer.decoder = decoders.WordPiece(prefix="##", cleanup=False)
-    PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token="<bos>", eos_token="<eos>", unk_token="<unk>"
-    ).save_pretrained(path)
-    return path
+    return save_tokenizer(path)
 
 
 @pytest.fixture(scope="module")

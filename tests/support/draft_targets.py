@@ -114,6 +114,7 @@ def save_medusa(folder: Path, target: Path) -> Path:
     for head in range(8):
         tensors[f"heads.{head}.0.linear.weight"] = _random(width, width)
         tensors[f"heads.{head}.0.linear.bias"] = _random(width)
+        tensors[f"heads.{head}.1.weight"] = torch.eye(width) + _random(width, width)
         tensors[f"heads.{head}.1.weight"] = torch.eye(width)
     return _save_heads(folder, target, tensors, architectures=["MedusaHeads"], num_heads=8, num_blocks=1)
 

@@ -8,6 +8,7 @@ the whole history, so a lost or doubled token changes everything after it.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 from hashlib import blake2b
 
 from minivllm.clock import Clock
@@ -28,10 +29,12 @@ VOCAB_SIZE = 5
 EOS = 4
 
 
+@lru_cache(maxsize=1 << 17)
 def history_hash(parent: bytes, token_id: int) -> bytes:
     return blake2b(parent + bytes([token_id]), digest_size=8).digest()
 
 
+@lru_cache(maxsize=1 << 17)
 def next_token(history: bytes, seed: int) -> int:
     return blake2b(history + seed.to_bytes(8, "little"), digest_size=2).digest()[0] % VOCAB_SIZE
 

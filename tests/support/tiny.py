@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 VOCAB_SIZE = 89
+WORDS = ("<bos>", "<eos>", "<unk>", *(f"w{i}" for i in range(VOCAB_SIZE - 3)))
 
 
 def save_tiny_llama(folder: Path, *, architecture: str = "Llama", seed: int = 0, **changes: Any) -> Path:
@@ -33,6 +34,20 @@ def save_tiny_llama(folder: Path, *, architecture: str = "Llama", seed: int = 0,
     torch.manual_seed(seed)
     config_class, model_class = (getattr(transformers, architecture + kind) for kind in ("Config", "ForCausalLM"))
     model_class(config_class(**config)).eval().save_pretrained(folder)
+    return folder
+
+
+def save_tokenizer(folder: Path) -> Path:
+    """A tokenizer of `WORDS`, a space between any two, beside a model."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.decoder = decoders.WordPiece(prefix="##", cleanup=False)
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<bos>", eos_token="<eos>", unk_token="<unk>"
+    ).save_pretrained(folder)
     return folder
 
 

@@ -1,6 +1,6 @@
-"""Drafts under random operations: who is accepted, rejected, stopped in the middle of an emission, preempted, forked or
-aborted, in pools of any tightness. Every K/V that is read, by the target or by its drafter, is the reader's own history;
-no block leaks; and what the prefix cache holds is text that the target wrote."""
+"""Drafts under random operations: they are accepted and rejected, requests stop within an emission, are preempted, forked
+and aborted, in pools of any tightness. Every K/V that is read, by the target or by its drafter, is of the reader's own
+history; no block leaks; and what the prefix cache holds is text that the target wrote."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ class SpeculationMachine(RuleBasedStateMachine):
         length=st.integers(1, 14),
         max_tokens=st.sampled_from([1, 2, 5, 8, 10]),
         n=st.sampled_from([1, 1, 2, 3]),
-        burst=st.integers(1, 4),
+        burst=st.integers(1, 6),
         ignore_eos=st.booleans(),
         seed=st.integers(0, 1),
     )
@@ -94,7 +94,7 @@ class SpeculationMachine(RuleBasedStateMachine):
                 _reached["operations"] += 1
 
     @precondition(lambda self: self.engine.has_unfinished)
-    @rule(count=st.integers(1, 12), stops=st.booleans())
+    @rule(count=st.integers(1, 24), stops=st.booleans())
     def step(self, count, stops) -> None:
         for _ in range(count):
             if self.engine.has_unfinished:
@@ -125,7 +125,7 @@ class SpeculationMachine(RuleBasedStateMachine):
         _reached["evictions beside drafts"] += report.num_evictions if drafts else 0
         _reached["prefills beside drafts"] += bool(drafts and report.num_prefill_tokens)
         for request_id, tokens in report.emitted:
-            if stops and len(tokens) > 1 and dice(8, report.step, request_id) == 0:
+            if stops and len(tokens) > 1 and dice(3, report.step, request_id) == 0:
                 self._stop(request_id, tokens)
         self._check()
 
@@ -213,7 +213,7 @@ def test_drafts_survive_random_operations_under_any_pressure() -> None:
     run_state_machine_as_test(
         SpeculationMachine,
         settings=settings(
-            max_examples=20,
+            max_examples=340,
             stateful_step_count=40,
             deadline=None,
             derandomize=True,
