@@ -64,10 +64,21 @@ class PlantedTrees(ModelDrafter):
     Args:
         texts: as above.
         tree: widths.
+        is_chain: call it so; all widths are 1.
     """
 
-    def __init__(self, *, target: DraftTarget, texts: Sequence[Sequence[int]], tree: Sequence[int]) -> None:
+    wants_features = True
+
+    def __init__(
+        self,
+        *,
+        target: DraftTarget,
+        texts: Sequence[Sequence[int]],
+        tree: Sequence[int],
+        is_chain: bool = False,
+    ) -> None:
         super().__init__(target=target)
+        self._is_chain = is_chain
         self._host_drafts = PlantedDrafts(target=target, texts=texts)
         self._tree = DraftTree.from_widths(tree)
         self._texts = self._host_drafts._of_request
@@ -86,7 +97,7 @@ class PlantedTrees(ModelDrafter):
                 place = request.num_tokens + tree.depths[node] - 1
                 right = text[place] if place < len(text) else 0
                 token_ids[i, node] = right if node in path else (right + 1 + tree.rank(node)) % VOCAB_SIZE
-        return Drafts(counts=counts, token_ids=token_ids, tree=tree)
+        return Drafts(counts=counts, token_ids=token_ids, tree=None if self._is_chain else tree)
 
 
 @pytest.fixture(scope="module")
@@ -205,6 +216,23 @@ def test_verifications_that_read_keys_once_pad_with_queries_of_nobody(
     steps._few, steps.verify_sizes, steps.verify_graphs = 0, (4,), graphs
     assert _run(llm, _greedy())[0] == greedy_tokens
     assert graphs.counts == {4}
+
+
+@pytest.mark.parametrize(
+    ("tree", "few"),
+    [({"tree": [2, 1]}, 9), ({"tree": [1, 1], "is_chain": True}, 9), ({"tree": [1, 1], "is_chain": True}, 0)],
+    ids=["trees", "beside-each-other", "padded"],
+)
+def test_hidden_states_are_kept_where_the_other_runner_keeps_them(
+    folder: Path, greedy_tokens: list[tuple[int, ...]], tree: dict[str, Any], few: int
+) -> None:
+    speculation = _planted(greedy_tokens, 4, **tree)
+    ours, theirs = (_make_llm(folder, speculation, kernels=kernels) for kernels in ("triton", "torch"))
+    ours.engine.runner._steps._few = few
+    found = [_run(llm, _greedy(4), PROMPTS[:2])[0] for llm in (ours, theirs)]
+    assert found[0] == found[1]
+    kept, wanted = (llm.engine.runner.parts.features for llm in (ours, theirs))
+    assert wanted.any() and torch.allclose(kept, wanted, atol=1e-4)
 
 
 @pytest.mark.parametrize("drafts_itself", [True, False], ids=["itself", "another"])
