@@ -264,7 +264,10 @@ def _free_bytes(config: EngineConfig, model: Llama, device: torch.device) -> int
     with torch.inference_mode():
         positions = torch.arange(num_tokens, device=device) % min(model.max_len, num_tokens)
         hidden = model.forward(torch.zeros_like(positions), positions, attend)
-        model.compute_logits(hidden[: config.scheduler.max_num_seqs]).float()
+        num_sampled = config.scheduler.max_num_seqs
+        if config.speculation.enabled:
+            num_sampled *= 1 + config.speculation.num_draft_tokens
+        model.compute_logits(hidden[:num_sampled]).float()
         del hidden
     torch.cuda.synchronize()
     step_bytes = torch.cuda.max_memory_allocated() - before
