@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import statistics
 import sys
 import time
@@ -37,6 +38,10 @@ from minivllm.config import SpeculationConfig
 
 ASSETS = Path(__file__).resolve().parents[1] / "experiments" / "assets"
 PROMPT_TOKENS = 64
+
+# That whole files are longer than the context.
+logging.getLogger("transformers").setLevel(logging.ERROR)
+
 # Of a tree with a node budget: what a trained head's second and third choices are worth on this model.
 TREE = [[0], [0, 0], [1], [0, 0, 0], [0, 1], [1, 0], [0, 0, 0, 0], [2]]
 
