@@ -31,6 +31,22 @@ TREES = (
 _SPEC: Any = SimpleNamespace(num_layers=1, num_heads=1, num_kv_heads=1, head_dim=8, sliding_windows=(None,))
 
 
+def make_draft_cache(config: EngineConfig, num_blocks: int, max_model_len: int) -> DraftCache:
+    """The K/V of a drafter with one tiny layer."""
+    target = DraftTarget(
+        config=config,
+        model=None,  # type: ignore[arg-type]
+        kernels="torch",
+        ops=None,  # type: ignore[arg-type]
+        device=torch.device("cpu"),
+        dtype=torch.float32,
+        max_model_len=max_model_len,
+    )
+    cache = DraftCache(_SPEC, target)
+    cache.allocate(num_blocks)
+    return cache
+
+
 class DraftingRunner(SymbolicRunner):
     """Drafts by dice.
 
@@ -38,29 +54,28 @@ class DraftingRunner(SymbolicRunner):
         config: the engine's.
         num_blocks, max_model_len: of the pool.
         percent_right: how often a draft is right, where all before it are.
+        percent_short: how often it finds fewer drafts than it may.
         tree: the drafts' shape; None is a chain.
     """
 
     def __init__(
-        self, config: EngineConfig, num_blocks: int, max_model_len: int, *, percent_right: int, tree: DraftTree | None
+        self,
+        config: EngineConfig,
+        num_blocks: int,
+        max_model_len: int,
+        *,
+        percent_right: int,
+        percent_short: int = 0,
+        tree: DraftTree | None = None,
     ) -> None:
         size = config.cache.block_size
         super().__init__(num_blocks, size, max_model_len)
         self._percent_right = percent_right
+        self._percent_short = percent_short
         self._tree = tree
         self._numbers = Rows(config.scheduler.max_num_seqs, max_model_len, size)
         self._most_tokens = config.scheduler.max_num_batched_tokens
-        target: Any = DraftTarget(
-            config=config,
-            model=None,  # type: ignore[arg-type]
-            kernels="torch",
-            ops=None,  # type: ignore[arg-type]
-            device=torch.device("cpu"),
-            dtype=torch.float32,
-            max_model_len=max_model_len,
-        )
-        self.cache = DraftCache(_SPEC, target)
-        self.cache.allocate(num_blocks)
+        self.cache = make_draft_cache(config, num_blocks, max_model_len)
         self.draft_slots: list[bytes | None] = [None] * (num_blocks * size)
         self._num_steps = 0
         self.num_read_by_drafter = 0
@@ -162,8 +177,7 @@ class DraftingRunner(SymbolicRunner):
     def _choose(self, request: DraftRequest) -> list[int]:
         seeds = (self._num_steps, request.request_id)
         most = request.num_draft_tokens if self._tree is None else min(request.num_draft_tokens, self._tree.num_nodes)
-        # Now and then fewer than allowed, or none.
-        count = dice(most + 1, *seeds) if dice(4, *seeds, 1) == 0 else most
+        count = dice(most + 1, *seeds) if dice(100, *seeds, 1) < self._percent_short else most
         tokens: list[int] = []
         histories = {-1: self._history(request.request_id)}
         for node in range(count):

@@ -1,6 +1,6 @@
-"""Drafts under random operations: they are accepted and rejected, requests stop within an emission, are preempted, forked
-and aborted, in pools of any tightness. Every K/V that is read, by the target or by its drafter, is of the reader's own
-history; no block leaks; and what the prefix cache holds is text that the target wrote."""
+"""Drafts under random operations: accepted and rejected, stopped within an emission, preempted, forked and aborted, in
+pools of any tightness. Every K/V that is read, by the target or by its drafter, is of the reader's own history; no block
+leaks; and what the prefix cache holds is text that the target wrote."""
 
 from __future__ import annotations
 
@@ -45,6 +45,7 @@ class SpeculationMachine(RuleBasedStateMachine):
         runner = partial(
             DraftingRunner,
             percent_right=data.draw(st.sampled_from([10, 60, 90, 100])),
+            percent_short=25,
             tree=data.draw(st.sampled_from(TREES)),
         )
         self.engine = make_engine(
