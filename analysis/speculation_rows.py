@@ -134,7 +134,11 @@ def _option(name: str, value: object) -> str:
     """One word of it: a switch by its name, a tree by its size."""
     text = format_value(value)
     if name == "tree":
-        return "chain" if text == "null" else f"tree of {len(json.loads(text))}"
+        nodes = None if text == "null" else json.loads(text)
+        if nodes is None:
+            return "chain"
+        # As paths, or as widths.
+        return f"tree of {len(nodes)}" if isinstance(nodes[0], list) else f"tree {'x'.join(map(str, nodes))}"
     if text in ("true", "false"):
         return name if text == "true" else ""
     return f"{name}={text}"

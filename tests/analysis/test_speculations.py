@@ -300,14 +300,14 @@ def test_the_answer_names_the_best_of_each_setting_or_that_none_pays(frame: pd.D
 
 def test_a_sweep_without_variants_is_named_by_its_knobs(tmp_path: Path) -> None:
     plain = {"cfg.variant": None}
-    two = [("a", "x.medusa.Medusa", 2, 0.5), ("b", "x.medusa.Medusa", 3, 0.5)]
-    trees = [None, "[[0], [1], [0, 0]]"]
+    two = [("a", "x.medusa.Medusa", 2, 0.5), ("b", "x.medusa.Medusa", 3, 0.5), ("c", "x.medusa.Medusa", 6, 0.5)]
+    trees = [None, "[[0], [1], [0, 0]]", "[2, 2]"]
     changed = {name: {**plain, "cfg.speculation.tree": tree} for (name, *_), tree in zip(two, trees, strict=True)}
     sweep = _load(tmp_path, drafters=two, sizes=(1,), workloads=("code",), changed=changed | {"baseline": plain})
     frame = analysis.speculation(sweep)
-    assert frame["drafter"].tolist() == ["medusa chain", "medusa tree of 3"]
+    assert frame["drafter"].tolist() == ["medusa chain", "medusa tree of 3", "medusa tree 2x2"]
     assert frame["label"].tolist()[0].startswith("speculation=medusa, ") and frame["label"].is_unique
-    assert frame["setting"].tolist() == ["", ""] and frame["baseline"].notna().all()
+    assert frame["setting"].tolist() == [""] * 3 and frame["baseline"].notna().all()
 
 
 def test_every_report_has_the_tables_the_answer_and_the_plots(tmp_path: Path) -> None:
