@@ -11,10 +11,10 @@ with every contestant in turn, so that a slow second hits all of them, and what 
 
 A row: tokens a verification (its own token included) and the share of drafts accepted; milliseconds of a step that only
 decodes, and of its drafting; the speed-up of the whole request, prompt included, with a 95 % interval of its median
-over rounds (by order statistics); and the speed-up that the *other* rounds predict: with t tokens a step for each
-request, d seconds a step with drafts, p without, and a prompt's share f of the time without drafts,
+over rounds (by order statistics); and the speed-up that the *other* rounds predict: where a step serves n requests,
+gives them t tokens in d seconds, and takes p(n) without drafts, and prompts are a share f of the time without,
 
-    predicted = 1 / (f + (1 - f) d / (t p)).
+    predicted = 1 / (f + (1 - f) sum d / sum t p(n) / n),    sums over the steps that only decode.
 
 The greedy tokens of all contestants are compared, too.
 """
@@ -30,6 +30,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from scipy.stats import binom
 
@@ -75,8 +76,8 @@ class Round:
     num_steps: int
     steps_s: float
     draft_s: float
-    # Tokens of these steps over their requests.
-    tokens_per_step: float
+    # Of each: requests, tokens, seconds.
+    steps: list[tuple[int, int, float]]
     num_drafts: int
     num_accepted: int
     num_verifications: int
@@ -95,13 +96,12 @@ def serve(llm: LLM, prompts: list[list[int]], num_tokens: int) -> Round:
     seconds = time.perf_counter() - started
     finished = {request.request_id: tuple(request.output_token_ids) for request in engine.take_finished()}
     decodes = [r for r in reports if r.num_prefill_tokens == 0]
-    num_served = sum(r.num_decode_tokens for r in decodes)
     return Round(
         seconds=seconds,
         num_steps=len(decodes),
         steps_s=sum(r.duration_s for r in decodes),
         draft_s=sum(r.draft_s or 0.0 for r in decodes),
-        tokens_per_step=sum(len(tokens) for r in decodes for _, tokens in r.emitted) / max(num_served, 1),
+        steps=[(r.num_decode_tokens, sum(len(tokens) for _, tokens in r.emitted), r.duration_s) for r in decodes],
         num_drafts=sum(r.num_draft_tokens for r in reports),
         num_accepted=sum(r.num_accepted_tokens for r in reports),
         num_verifications=sum(r.num_verifications for r in reports),
@@ -136,14 +136,17 @@ def interval(ratios: list[float]) -> tuple[float, float]:
 
 
 def predicted(plain: list[Round], drafting: list[Round]) -> float:
-    """By the formula of this file, from medians over some rounds."""
-    p = statistics.median(r.steps_s / r.num_steps for r in plain)
-    d = statistics.median(r.steps_s / r.num_steps for r in drafting)
-    f = statistics.median(1 - r.steps_s / r.seconds for r in plain)
-    t = statistics.fmean(r.tokens_per_step for r in drafting)
-    # What plain steps give is the same for both, but for the last of a batch, where fewer decode.
-    t /= statistics.fmean(r.tokens_per_step for r in plain)
-    return 1 / (f + (1 - f) * d / (t * p))
+    """By the formula of this file."""
+    by_size: dict[int, list[float]] = {}
+    for r in plain:
+        for size, _, seconds in r.steps:
+            by_size.setdefault(size, []).append(seconds)
+    sizes = sorted(by_size)
+    means = [statistics.fmean(by_size[size]) for size in sizes]
+    steps = np.array([step for r in drafting for step in r.steps])
+    plain_s = np.interp(steps[:, 0], sizes, means)
+    f = 1 - sum(r.steps_s for r in plain) / sum(r.seconds for r in plain)
+    return float(1 / (f + (1 - f) * steps[:, 2].sum() / (steps[:, 1] * plain_s / steps[:, 0]).sum()))
 
 
 def main() -> int:
