@@ -16,7 +16,8 @@ gives them t tokens in d seconds, and takes p(n) without drafts, and prompts are
 
     predicted = 1 / (f + (1 - f) sum d / sum t p(n) / n),    sums over the steps that only decode.
 
-The greedy tokens of all contestants are compared, too: rounds in which any differ are counted, and fail the script.
+`eagle 1,024` drafts the 1,024 most frequent tokens alone; `random exit` is an exit that knows nothing. The greedy
+tokens of all contestants are compared, too: rounds in which any differ are counted, and fail the script.
 """
 
 from __future__ import annotations
@@ -61,6 +62,7 @@ def contestants() -> dict[str, SpeculationConfig | None]:
         made[f"random exit 3 k={k}"] = named("early_exit", exit_layer=3, random_exit=True, num_draft_tokens=k)
         made[f"medusa k={k}"] = named("medusa", path=medusa, num_draft_tokens=k)
         made[f"eagle k={k}"] = named("eagle", path=eagle, num_draft_tokens=k)
+        made[f"eagle 1,024 k={k}"] = named("eagle", path=eagle, num_draft_tokens=k, draft_vocab_size=1024)
     made["medusa tree"] = named("medusa", path=medusa, num_draft_tokens=len(TREE), tree=TREE)
     made["eagle tree"] = named("eagle", path=eagle, num_draft_tokens=len(TREE), tree=TREE)
     made["eagle adaptive"] = named("eagle", path=eagle, num_draft_tokens=4, length="adaptive")
