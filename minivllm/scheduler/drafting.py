@@ -58,8 +58,13 @@ class Drafting:
             return
         num_others = sum(chunk.num_tokens for chunk in builder.chunks) - len(candidates)
         chosen = self._policy.choose(candidates, num_others)
+        if len(chosen) != len(candidates):
+            raise ValueError(
+                f"draft_length={type(self._policy).__name__}: answers {list(chosen)!r} for {len(candidates)} requests: "
+                "must give one number each"
+            )
         for place, candidate, wanted in zip(places, candidates, chosen, strict=True):
-            if not 0 <= wanted <= candidate.limit:
+            if not isinstance(wanted, int) or not 0 <= wanted <= candidate.limit:
                 raise ValueError(
                     f"draft_length={type(self._policy).__name__}: {wanted!r} drafts for request "
                     f"{candidate.request_id}: must be in [0, {candidate.limit}]"

@@ -28,10 +28,11 @@ from minivllm.transfer import upload
 @dataclass(slots=True)
 class _Progress:
     """Of one request: K/V of positions [0, num_read) are those of its tokens, and up to `num_ahead` those of its last
-    drafts."""
+    drafts. Its first `num_noted` blocks are known to be read whole."""
 
     num_read: int
     num_ahead: int
+    num_noted: int
 
 
 class DraftCache:
@@ -87,7 +88,7 @@ class DraftCache:
                 num_shared = starts[update.request_id] // self.block_size
                 unread = np.flatnonzero(~self._is_read[list(update.block_ids[:num_shared])])
                 num_read = (int(unread[0]) if len(unread) else num_shared) * self.block_size
-                self._progress[update.request_id] = _Progress(num_read, num_read)
+                self._progress[update.request_id] = _Progress(num_read, num_read, num_read // self.block_size)
             self._is_read[list(update.block_ids[num_shared:])] = False
 
     def copy_blocks(self, sources: Tensor, targets: Tensor) -> None:
@@ -104,8 +105,9 @@ class DraftCache:
         """All known tokens of these requests were read."""
         for request in requests:
             progress = self._progress[request.request_id]
-            first, end = progress.num_read // self.block_size, request.num_tokens // self.block_size
-            self._is_read[rows.block_table[request.row, first:end]] = True
+            end = request.num_tokens // self.block_size
+            self._is_read[rows.block_table[request.row, progress.num_noted : end]] = True
+            progress.num_noted = end
             progress.num_read = progress.num_ahead = request.num_tokens
 
     def drafted(self, request_id: int, num_tokens: int) -> None:
