@@ -32,6 +32,7 @@ class ModelRunner:
     Args:
         config: the engine's.
         parts: made for it.
+        clock: tells how long drafting takes.
     """
 
     def __init__(self, config: EngineConfig, parts: Parts, clock: Clock | None = None) -> None:
