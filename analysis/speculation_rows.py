@@ -41,7 +41,7 @@ class Row:
         batch: its batch size, None in a sweep that has one.
         label: what sets it apart in its setting.
         drafter: who drafts, however many: rows of the same drafter accept alike at the same position.
-        num_draft_tokens: most drafts of a request in a step; None where it was not recorded.
+        k: most drafts of a request in a step; None where it was not recorded.
         draft_length: the policy that chooses how many, by its short name.
     """
 
@@ -52,7 +52,7 @@ class Row:
     batch: float | None
     label: str
     drafter: str
-    num_draft_tokens: int | None
+    k: int | None
     draft_length: str
 
 
@@ -110,7 +110,7 @@ def rows_of(sweep: Sweep) -> Rows:
                 batch=None if batch is None else float(numbers(points[batch])[key]),
                 label=label_of(row, own, names, with_nulls=False) or who[key],
                 drafter=who[key],
-                num_draft_tokens=number,
+                k=number,
                 draft_length=format_value(row[_LENGTH]) if _LENGTH in row else "",
             )
         )
@@ -134,7 +134,11 @@ def _option(name: str, value: object) -> str:
     """One word of it: a switch by its name, a tree by its size."""
     text = format_value(value)
     if name == "tree":
-        return "chain" if text == "null" else f"tree of {len(json.loads(text))}"
+        nodes = None if text == "null" else json.loads(text)
+        if nodes is None:
+            return "chain"
+        # As paths, or as widths.
+        return f"tree of {len(nodes)}" if isinstance(nodes[0], list) else f"tree {'x'.join(map(str, nodes))}"
     if text in ("true", "false"):
         return name if text == "true" else ""
     return f"{name}={text}"

@@ -108,7 +108,7 @@ def _speedup(row: pd.Series, is_best: bool) -> Cell:
 
 
 def _predicted(row: pd.Series) -> Cell:
-    text = ratio_text(row["predicted_speedup"])
+    text = _figure(row["predicted_speedup"])
     if row["is_predicted_well"] is not None and not row["is_predicted_well"]:
         text = f"{text} {OFF}"
     low, high = (100 * row[f"prediction_error_{end}"] for end in ("low", "high"))

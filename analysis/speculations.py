@@ -36,10 +36,13 @@ _LISTS = ("proposed_by_position", "evaluated_by_position", "accepted_by_position
 _MEANS = ("draft_time_fraction", "verify_time_fraction")
 _COSTS = ("plain_step_s", "step_s", "draft_s", "verify_s", "step_gain", "sharing_factor", "rest_fraction")
 _TEMPERATURE = "cfg.sampling.temperature"
-_HEAD = "sweep point_id setting rest batch label baseline drafter num_draft_tokens draft_length is_greedy num_pairs"
+_HEAD = "sweep point_id setting rest batch label baseline drafter k draft_length is_greedy num_pairs"
 _SPEED = "speedup speedup_low speedup_high predicted_speedup"
 _ERROR = "prediction_error prediction_error_low prediction_error_high is_predicted_well"
 _ACCEPTED = "acceptance_rate acceptance_length break_even_length acceptance_probability break_even_probability"
+_WORDS = ("sweep", "point_id", "setting", "rest", "label", "baseline", "drafter", "draft_length")
+# True, false, or not known.
+_TRUTHS = ("is_greedy", "is_predicted_well", "text_valid")
 COLUMNS = [
     *(f"{_HEAD} {THROUGHPUT.column} {_SPEED} {_ERROR} {_ACCEPTED}".split()),
     *(*_COUNTED, *_COSTS, *_MEANS, "text_valid", "same_output_fraction"),
@@ -55,16 +58,17 @@ def speculation(sweep: Sweep) -> pd.DataFrame:
     Returns:
         One row a point with a drafter, in the order in which they first ran. `setting` is what was varied beside
         speculation, `rest` the same without the batch size `batch`; `baseline` is the point of the same setting without
-        drafts. `speedup` is the ratio of output throughputs, with the ends of its 95 % interval; `predicted_speedup` is
-        what follows from costs (`analysis.speculation_costs`), the geometric mean over repeats of what the other
-        repeats predict for each; `prediction_error` is that over the measured one, less 1, with the least and the most
-        of one repeat, and `is_predicted_well` whether it is within 10 %. `acceptance_length` is tokens a verification,
-        and `break_even_length` that at which nothing is gained or lost; the two `_probability` are the acceptance of
-        each draft, the same for all, that comes to these lengths (null where none does). `plain_step_s`, `step_s`,
-        `draft_s` and `verify_s` are means over steps that only decode. Of each position i: `proposed_i evaluated_i
-        accepted_i`, and `acceptance_i`, accepted over evaluated, null under 50 of them. `same_output_fraction` is the
-        share of requests whose output is the one without drafts. What is not known is null. `.attrs` has `batch_name`,
-        `num_positions`, `tolerance` and `caveats`, sentences.
+        drafts; `k` is the most drafts of a request in a step. `speedup` is the ratio of output throughputs, with the
+        ends of its 95 % interval; `predicted_speedup` is what follows from costs (`analysis.speculation_costs`), the
+        geometric mean over repeats of what the other repeats predict for each; `prediction_error` is that over the
+        measured one, less 1, with the least and the most of one repeat, and `is_predicted_well` whether it is within
+        10 %. `acceptance_length` is tokens a verification, and `break_even_length` that at which nothing is gained or
+        lost; the two `_probability` are the acceptance of each draft, the same for all, that comes to these lengths
+        (null where none does). `plain_step_s`, `step_s`, `draft_s` and `verify_s` are means over steps that only
+        decode; `step_gain`, `sharing_factor` and `rest_fraction` are G, H and f of the formulae. Of each position i:
+        `proposed_i evaluated_i accepted_i`, and `acceptance_i`, accepted over evaluated, null under 50 of them.
+        `same_output_fraction` is the share of requests whose output is the one without drafts. What is not known is
+        null. `.attrs` has `batch_name`, `num_positions`, `tolerance` and `caveats`, sentences.
     """
     rows = rows_of(sweep)
     finished = sweep.runs[(sweep.runs["status"] == OK) & sweep.runs["repeat"].notna()]
@@ -99,23 +103,26 @@ def _named(row: Row) -> dict[str, Any]:
         "batch": row.batch,
         "label": row.label,
         "drafter": row.drafter,
-        "num_draft_tokens": row.num_draft_tokens,
+        "k": row.k,
         "draft_length": row.draft_length,
     }
 
 
 def _frame(made: Sequence[dict[str, Any]], batch: str) -> pd.DataFrame:
     num_positions: int = max((len(row["proposed_by_position"]) for row in made), default=0)
-    columns: dict[str, list[Any]] = {name: [row.get(name) for row in made] for name in COLUMNS}
+    # Costs are not there where no step only decoded.
+    columns: dict[str, list[Any]] = {name: [row.get(name, math.nan) for row in made] for name in COLUMNS}
     for i in range(num_positions):
         for name in _LISTS:
             counts = [row[name][i] if i < len(row[name]) else 0 for row in made]
             columns[f"{name.removesuffix('_by_position')}_{i + 1}"] = counts
         both = zip(columns[f"accepted_{i + 1}"], columns[f"evaluated_{i + 1}"], strict=True)
         columns[f"acceptance_{i + 1}"] = [kept / num if num >= FEW_EVALUATED else math.nan for kept, num in both]
-    words = ("sweep", "point_id", "setting", "rest", "label", "baseline", "drafter", "draft_length")
     frame = pd.DataFrame(
-        {name: pd.Series(found, dtype="object" if name in words else None) for name, found in columns.items()}
+        {
+            name: pd.Series(found, dtype="object" if name in _WORDS or name in _TRUTHS else "float64")
+            for name, found in columns.items()
+        }
     )
     frame.attrs = {
         "batch_name": batch,

@@ -2,7 +2,8 @@
 
 With `execution.overlap` a step is waited for only after the next one was scheduled and launched, so that the host's
 work is hidden behind the device's. What a token turned out to be is known one step late: a request that ends by its
-value (an end token, a stop string) runs one row too many, whose token nobody takes.
+value (an end token, a stop string) runs one row too many, whose token nobody takes. With speculation steps do not
+overlap: where a request stands after a step is known with its tokens.
 """
 
 from __future__ import annotations

@@ -379,7 +379,7 @@ def make(args, train_files: dict[str, str], held_out_files: dict[str, str]) -> i
         log.append({**record, **measure(head, target, {name: rows[:16] for name, rows in held_out.items()})})
         print(json.dumps({"model": args.only, **log[-1]}), flush=True)
 
-    num_rows = args.tokens_per_step // CONTEXT
+    num_rows = min(len(text["ids"]), max(1, args.tokens_per_step // CONTEXT))
     elapsed = train(head, target, batches(text, num_rows, args.seed), args, report)
     head.scale_embedding(1.0)
     head.load_state_dict({k: v.half().float() for k, v in head.state_dict().items()})

@@ -78,6 +78,11 @@ class DecodeStep:
         inputs[1, : len(rows)] = positions
         self._inputs[:, :size].copy_(upload(inputs, self._device), non_blocking=True)
 
+    def place(self, rows: Tensor, positions: Tensor) -> None:
+        """As `fill`, by what is on the device: [size] int32 each."""
+        self._inputs[0, : len(rows)].copy_(rows)
+        self._inputs[1, : len(rows)].copy_(positions)
+
     def compute(self, size: int, need: Need | None) -> tuple[Tensor, Tensor]:
         """Run what `fill` said.
 

@@ -4,8 +4,9 @@ The host learns them together with what came of them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -14,14 +15,13 @@ from torch import Tensor
 from minivllm.attention.base import AttentionBackend
 from minivllm.plan import Chunk, StepPlan
 from minivllm.runner.device_rows import DeviceRows
-from minivllm.runner.drafting import StepDrafts, propose, tell
+from minivllm.runner.drafting import StepDrafts, draft_batch, propose, sampling_rows, tell
 from minivllm.runner.parts import Parts
 from minivllm.runner.rows import Rows
 from minivllm.sampling.drafts import DraftBatch
-from minivllm.sampling.sampler import RowMax, SamplingBatch, SamplingRow, sample
+from minivllm.sampling.sampler import RowMax, SamplingBatch, sample
 from minivllm.sampling.verify import sample_chains
 from minivllm.speculation.base import Drafter, DraftRequest
-from minivllm.speculation.tree import DraftTree
 from minivllm.transfer import upload
 
 
@@ -59,14 +59,7 @@ class DeviceDrafts:
         return self._device_rows.gather(upload(rows.astype(np.int32), device), upload(places, device))[0]
 
     def draft_batch(self, requests: Sequence[DraftRequest], num_drafts: int) -> DraftBatch:
-        params = [self._rows.params[request.row] for request in requests]
-        if not self._sample_drafts or all(one.greedy for one in params):
-            return DraftBatch.greedy(len(requests), num_drafts)
-        rows = [
-            SamplingRow(params=one, seed=self._rows.seeds[request.row], position=request.num_tokens)
-            for request, one in zip(requests, params, strict=True)
-        ]
-        return DraftBatch.make(rows, num_drafts, self._parts.device)
+        return draft_batch(requests, num_drafts, self._rows, self._parts.device, sample=self._sample_drafts)
 
     @property
     def row_max(self) -> RowMax:
@@ -127,10 +120,12 @@ class DeviceDrafts:
             [M] int64; -1 where logits are no numbers.
         """
         sampling = [i for i, chunk in enumerate(chunks) if chunk.samples]
+        # Of the tokens so far, their places in the store.
+        width = self._device_rows.tokens.shape[1]
         made = [
             row
             for i in sampling
-            for row in self._sampling_rows(chunks[i], int(rows[i]), int(drafts.counts[i]), drafts.tree)
+            for row in sampling_rows(chunks[i], int(rows[i]), self._rows, drafts, i, partial(np.add, rows[i] * width))
         ]
         batch = SamplingBatch.make(made, logits_MV.device)
         # Penalties were given places in the store; only the device knows what stands there.
@@ -148,25 +143,6 @@ class DeviceDrafts:
         else:
             output = sample_chains(logits_MV.float(), batch, drafts.chains(sampling), self.row_max)
         return torch.where(output.finite, output.token_ids, -1)
-
-    def _sampling_rows(self, chunk: Chunk, row: int, num_drafts: int, tree: DraftTree | None) -> Iterator[SamplingRow]:
-        """As of the token behind the newest, and behind each draft; tokens so far are given as places in the store."""
-        params, num_tokens = self._rows.params[row], chunk.start + chunk.num_tokens
-        first, num_prompt = row * self._device_rows.tokens.shape[1], int(self._rows.num_prompt_tokens[row])
-        prompt = output = None
-        for query in range(1 + num_drafts):
-            path: Sequence[int] = range(query) if tree is None or query == 0 else tree.path(query - 1)
-            if params.penalized:
-                prompt = first + np.arange(num_prompt)
-                known = np.arange(num_prompt, num_tokens)
-                output = first + np.concatenate([known, num_tokens + np.array(path, dtype=np.int64)])
-            yield SamplingRow(
-                params=params,
-                seed=self._rows.seeds[row],
-                position=num_tokens + len(path),
-                prompt_token_ids=prompt,
-                output_token_ids=output,
-            )
 
     def keep(self, accepted: Sequence[tuple[int, int, Sequence[int], Sequence[int]]]) -> None:
         """Bring what stands of trees together, where the next step looks for it.
@@ -190,7 +166,4 @@ class DeviceDrafts:
     def scrub(self, row: int) -> None:
         """Make numbers of the K/V of a request that failed: its blocks go back to the pool, where a stray NaN would
         spoil whoever reads past its own keys."""
-        table = self._rows.block_table[row]
-        blocks = upload(table[table >= 0].astype(np.int64), self._parts.device)
-        held = self._parts.kv_cache.index_select(1, blocks)
-        self._parts.kv_cache.index_copy_(1, blocks, held.nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0))
+        self._parts.scrub(self._rows.block_table[row])

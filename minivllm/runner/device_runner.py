@@ -19,19 +19,18 @@ from minivllm.attention.base import PackedBatch
 from minivllm.attention.triton_backend import TritonAttention
 from minivllm.clock import Clock, WallClock
 from minivllm.config import EngineConfig
-from minivllm.plan import Chunk, NewRow, SampledTokens, StepPlan, StepResult, TableUpdate
+from minivllm.plan import Chunk, SampledTokens, StepPlan, StepResult
 from minivllm.runner.base import Done, Launched, MemoryReport
 from minivllm.runner.device_drafts import DeviceDrafts
 from minivllm.runner.device_flight import Flight, Logprobs, Marks, Times
 from minivllm.runner.device_rows import DeviceRows, Need
 from minivllm.runner.device_steps import Computed, DeviceSteps
+from minivllm.runner.device_warm_up import LENGTHS, warm_up_drafts
 from minivllm.runner.drafting import StepDrafts
 from minivllm.runner.forward import attend_of, resume_forward
 from minivllm.runner.model_runner import failed
 from minivllm.runner.parts import Parts
 from minivllm.runner.rows import Rows
-from minivllm.sampling_params import SamplingParams
-from minivllm.speculation.base import HostDrafter
 from minivllm.speculation.model import ModelDrafter
 from minivllm.transfer import download, upload
 from minivllm_kernels.compilations import num_compilations
@@ -86,9 +85,10 @@ class DeviceRunner:
             )
         elif config.execution.cuda_graphs:
             raise ValueError("execution.cuda_graphs=true: needs attention=triton; choose it, or cuda_graphs=null")
+        self._compiled = 0
         if self._on_gpu:
             self._warm_up(config)
-        self._compiled = num_compilations()
+        self.new_compilations()
 
     def memory(self) -> MemoryReport:
         return self.parts.memory()
@@ -264,7 +264,7 @@ class DeviceRunner:
         longest = min(config.scheduler.max_num_batched_tokens, self.max_model_len)
         if isinstance(self._attention, TritonAttention):
             # Kernels are chosen by how long the longest chunk is, and by how long a context could be.
-            for length in sorted({min(length, longest) for length in (1, 2, 3, 8, 16, 17, 33, 65, 129, 257, longest)}):
+            for length in sorted({min(length, longest) for length in (*LENGTHS, longest)}):
                 for num_blocks in {-(-length // self._rows.block_size), most_blocks}:
                     self._forward(self._made_up_batch([1] * min(3, max_rows - 1) + [length], num_blocks))
         for num_rows in (1, 2, max_rows):
@@ -275,9 +275,13 @@ class DeviceRunner:
             sampled = torch.empty(num_rows, dtype=torch.int64, device=self.parts.device)
             for need in Need:
                 self._device_rows.sample_(logits, nobody, nobody, need, sampled)
-        chains = self._drafts is not None and self._warm_up_drafts(self._drafts, config)
+        # What drafts is made up kernel by kernel; graphs come when it is known what they have to hold.
+        steps, self._steps = self._steps, None
+        chains = self._drafts is not None and warm_up_drafts(self, self._drafts.drafter, config)
+        self._steps = steps
         if self._steps is not None:
-            self._steps.warm_up(graphs=config.execution.cuda_graphs is not False, chains=chains)
+            graphs = config.execution.cuda_graphs is not False
+            self._steps.warm_up(graphs=graphs, chains=chains, drafter=self.parts.drafter)
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
 
@@ -292,64 +296,6 @@ class DeviceRunner:
             block_table=np.zeros((len(lens), num_blocks), dtype=np.int32),
             sample_indices=nobody,
         )
-
-    def _warm_up_drafts(self, drafts: DeviceDrafts, config: EngineConfig) -> bool:
-        """Let made-up requests draft and be verified, kernel by kernel.
-
-        They write into the pool's first blocks, which nobody has yet: whoever gets these reads what it wrote itself.
-
-        Returns:
-            whether drafts are chains, nothing of which the target has computed yet.
-        """
-        if isinstance(drafts.drafter, HostDrafter):
-            return True
-        steps, self._steps = self._steps, None
-        max_rows, most = config.scheduler.max_num_seqs, config.speculation.num_draft_tokens
-        room = min(self.num_blocks * self._rows.block_size, self.max_model_len) - most - 1
-        longest = min(config.scheduler.max_num_batched_tokens, room)
-        lens = sorted({min(length, longest) for length in (1, 2, 3, 8, 16, 17, 33, 65, 129, 257, longest)})
-        chains = True
-        for num_rows in sorted({1, min(3, max_rows), max_rows}):
-            for length in lens if num_rows <= 3 else (lens[0], lens[-1]):
-                for temperature in (0, 1) if length == lens[0] else (0,):
-                    found = self._draft_once([length] + [1] * (num_rows - 1), most, temperature)
-                    chains &= found is None or (found.tree is None and found.resume is None)
-        self._steps = steps
-        return chains
-
-    def _draft_once(self, lens: Sequence[int], num_drafts: int, temperature: float) -> StepDrafts | None:
-        """Two steps of requests with prompts of these lengths: they read them, and then they draft."""
-        ids = tuple(range(-len(lens), 0))
-        num_blocks = -(-(max(lens) + num_drafts + 1) // self._rows.block_size)
-        params = SamplingParams(temperature=temperature, seed=0)
-        begin = StepPlan(
-            step=0,
-            released=(),
-            new_rows=tuple(
-                NewRow(request_id=i, token_ids=(0,) * n, num_prompt_tokens=n, sampling_params=params, sampling_seed=0)
-                for i, n in zip(ids, lens, strict=True)
-            ),
-            table_updates=tuple(TableUpdate(request_id=i, first=0, block_ids=tuple(range(num_blocks))) for i in ids),
-            copies=(),
-            chunks=tuple(
-                Chunk(request_id=i, start=0, num_tokens=n, samples=True) for i, n in zip(ids, lens, strict=True)
-            ),
-        )
-        draft = replace(
-            begin,
-            new_rows=(),
-            table_updates=(),
-            chunks=tuple(
-                Chunk(request_id=i, start=n, num_tokens=1, samples=True, num_draft_tokens=num_drafts)
-                for i, n in zip(ids, lens, strict=True)
-            ),
-        )
-        self.launch(begin).wait()
-        flight = self.launch(draft)
-        flight.wait()
-        self.launch(replace(draft, released=ids, chunks=()))
-        assert isinstance(flight, Flight)
-        return flight.drafts
 
     def new_compilations(self) -> int:
         """Kernels compiled since the last call."""

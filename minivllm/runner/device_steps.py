@@ -14,10 +14,13 @@ from minivllm.attention.triton_backend import TritonAttention
 from minivllm.config import SpeculationConfig
 from minivllm.models.llama import Llama
 from minivllm.runner.decode import DecodeStep, batch_buckets
+from minivllm.runner.device_chains import MOST_UNREAD, ChainSteps
 from minivllm.runner.device_rows import DeviceRows, Need
 from minivllm.runner.drafting import StepDrafts
 from minivllm.runner.graphs import DecodeGraphs, Recorder, VerifyGraphs
 from minivllm.runner.verify_step import VerifyStep, draft_counts, few_requests
+from minivllm.speculation.base import Drafter
+from minivllm.speculation.draft_model import DraftModel
 from minivllm.transfer import upload
 
 _FIXED = "minivllm.speculation.lengths.fixed.Fixed"
@@ -57,6 +60,7 @@ class DeviceSteps:
         speculation: SpeculationConfig | None,
         draws: bool = False,
     ) -> None:
+        self._rows = rows
         self._device = rows.tokens.device
         self._few = few_requests(attention.shape.num_kv_heads)
         self._needs: list[Need | None] = [*reversed(Need)]
@@ -135,16 +139,26 @@ class DeviceSteps:
             logits = None if logits is None else logits.index_select(0, queries)
         return Computed(sampled=sampled, logits=logits, begun=begun)
 
-    def warm_up(self, *, graphs: bool, chains: bool) -> None:
+    def chains_of(self, drafter: DraftModel) -> ChainSteps | None:
+        """What drafts for all in one launch; None where its attention has no place in that."""
+        if self.verify is None or not isinstance(drafter.attention, TritonAttention):
+            return None
+        return ChainSteps(drafter.model, drafter.attention, self._rows, self.verify_sizes, self._counts)
+
+    def warm_up(self, *, graphs: bool, chains: bool, drafter: Drafter | None) -> None:
         """Capture all graphs, or compile what they would hold.
 
         Args:
             graphs: which of both.
             chains: whether drafts will be verified here.
+            drafter: whose passes are captured, too, where it is a model of its own.
         """
         counts = self._counts if chains and self.verify is not None else ()
         if graphs:
             recorder = Recorder()
+            if isinstance(drafter, DraftModel) and (steps := self.chains_of(drafter)) is not None:
+                steps.capture(recorder)
+                drafter.draft_at_once, drafter.most_unread = steps.run, MOST_UNREAD
             if self.verify is not None and counts:
                 self.verify_graphs = VerifyGraphs(self.verify, self.verify_sizes, counts, self._needs, recorder)
             self.decode_graphs = DecodeGraphs(self.decode, self.sizes, self._needs, recorder)

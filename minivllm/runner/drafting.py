@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import takewhile
 
 import numpy as np
+import torch
 
 from minivllm.plan import Chunk, StepPlan
 from minivllm.runner.rows import Rows
+from minivllm.sampling.batch import SamplingRow
+from minivllm.sampling.drafts import DraftBatch
 from minivllm.sampling.verify import Chains
 from minivllm.speculation.base import Drafter, DraftRequest, HostDrafter
 from minivllm.speculation.model import DraftHost, Drafts, ModelDrafter, Resume
@@ -190,3 +193,53 @@ def _verdicts(
         assert number is not None and 0 <= number <= counts[place]
         verdicts[place] = number
     return verdicts
+
+
+def draft_batch(
+    requests: Sequence[DraftRequest], num_drafts: int, rows: Rows, device: torch.device, *, sample: bool
+) -> DraftBatch:
+    """How these requests draw their drafts, see `DraftHost`; with `sample` False all take what is likeliest."""
+    params = [rows.params[request.row] for request in requests]
+    if not sample or all(one.greedy for one in params):
+        return DraftBatch.greedy(len(requests), num_drafts)
+    made = [
+        SamplingRow(params=one, seed=rows.seeds[request.row], position=request.num_tokens)
+        for request, one in zip(requests, params, strict=True)
+    ]
+    return DraftBatch.make(made, num_drafts, device)
+
+
+def sampling_rows(
+    chunk: Chunk,
+    row: int,
+    rows: Rows,
+    drafts: StepDrafts | None,
+    index: int,
+    tokens_at: Callable[[np.ndarray], np.ndarray],
+) -> Iterator[SamplingRow]:
+    """What is drawn of a chunk: the token behind its newest, and behind each of its drafts.
+
+    Args:
+        chunk, row: one that samples, and its row.
+        rows: all of them.
+        drafts: of the step, None where there are none.
+        index: of the chunk in the step.
+        tokens_at: the tokens at places of the row, or what stands for them; asked where penalties count them.
+    """
+    params, num_tokens = rows.params[row], chunk.start + chunk.num_tokens
+    num_prompt = int(rows.num_prompt_tokens[row])
+    tree = None if drafts is None else drafts.tree
+    prompt = output = None
+    for query in range(1 if drafts is None else 1 + int(drafts.counts[index])):
+        path: Sequence[int] = range(query) if tree is None or query == 0 else tree.path(query - 1)
+        if params.penalized:
+            prompt = tokens_at(np.arange(num_prompt))
+            known = np.arange(num_prompt, num_tokens)
+            output = tokens_at(np.concatenate([known, num_tokens + np.array(path, dtype=np.int64)]))
+        yield SamplingRow(
+            params=params,
+            seed=rows.seeds[row],
+            position=num_tokens + len(path),
+            prompt_token_ids=prompt,
+            output_token_ids=output,
+        )

@@ -5,7 +5,7 @@ Token ids are the host's (numpy); a step is over when it is launched. It serves 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -16,15 +16,14 @@ from minivllm.clock import Clock, WallClock
 from minivllm.config import EngineConfig
 from minivllm.plan import Chunk, SampledTokens, StepPlan, StepResult
 from minivllm.runner.base import Done, MemoryReport
-from minivllm.runner.drafting import StepDrafts, propose, tell
+from minivllm.runner.drafting import StepDrafts, draft_batch, propose, sampling_rows, tell
 from minivllm.runner.forward import attend_of, resume_forward
 from minivllm.runner.parts import Parts
 from minivllm.runner.rows import Rows
 from minivllm.sampling.drafts import DraftBatch
-from minivllm.sampling.sampler import RowMax, SamplingBatch, SamplingRow, is_plain, sample
+from minivllm.sampling.sampler import RowMax, SamplingBatch, is_plain, sample
 from minivllm.sampling.verify import sample_chains
 from minivllm.speculation.base import Drafter, DraftRequest
-from minivllm.speculation.tree import DraftTree
 
 
 class ModelRunner:
@@ -134,15 +133,7 @@ class ModelRunner:
         return self._to_device(self._token_ids[rows, places])
 
     def draft_batch(self, requests: Sequence[DraftRequest], num_drafts: int) -> DraftBatch:
-        if not self._sample_drafts or all(self._plain[request.row] for request in requests):
-            return DraftBatch.greedy(len(requests), num_drafts)
-        rows = [
-            SamplingRow(
-                params=self._rows.params[request.row], seed=self._rows.seeds[request.row], position=request.num_tokens
-            )
-            for request in requests
-        ]
-        return DraftBatch.make(rows, num_drafts, self.parts.device)
+        return draft_batch(requests, num_drafts, self._rows, self.parts.device, sample=self._sample_drafts)
 
     @property
     def row_max(self) -> RowMax:
@@ -175,11 +166,8 @@ class ModelRunner:
             made = [
                 row
                 for i in sampling
-                for row in self._sampling_rows(
-                    chunks[i],
-                    int(rows[i]),
-                    0 if drafts is None else int(drafts.counts[i]),
-                    None if drafts is None else drafts.tree,
+                for row in sampling_rows(
+                    chunks[i], int(rows[i]), self._rows, drafts, i, self._token_ids[rows[i]].__getitem__
                 )
             ]
             wanted = SamplingBatch.make(made, logits_MV.device)
@@ -199,7 +187,7 @@ class ModelRunner:
             reached = [first, *(first + 1 + node for node in nodes)]
             first = end
             if not all(finite[at] for at in reached):
-                self._scrub(row)
+                self.parts.scrub(self._rows.block_table[row])
                 samples.append(failed(chunk, self._path, self.parts.dtype))
                 continue
             token_ids = [own[at] for at in reached]
@@ -225,32 +213,6 @@ class ModelRunner:
             for places in (nodes, range(len(nodes)))
         )
         self.parts.move_slots(sources, targets)
-
-    def _sampling_rows(self, chunk: Chunk, row: int, num_drafts: int, tree: DraftTree | None) -> Iterator[SamplingRow]:
-        """Of the token behind the newest, and behind each draft."""
-        num_prompt, num_tokens = int(self._rows.num_prompt_tokens[row]), chunk.start + chunk.num_tokens
-        tokens = self._token_ids[row]
-        for query in range(1 + num_drafts):
-            output = tokens[num_prompt : num_tokens + query]
-            depth = query
-            if tree is not None and query:
-                path = tree.path(query - 1)
-                depth = len(path)
-                output = np.concatenate([tokens[num_prompt:num_tokens], tokens[num_tokens + np.array(path)]])
-            yield SamplingRow(
-                params=self._rows.params[row],
-                seed=self._rows.seeds[row],
-                position=num_tokens + depth,
-                prompt_token_ids=tokens[:num_prompt],
-                output_token_ids=output,
-            )
-
-    def _scrub(self, row: int) -> None:
-        # The row's blocks go back to the pool, where a stray NaN would spoil whoever reads past its own keys.
-        table = self._rows.block_table[row]
-        blocks = torch.from_numpy(table[table >= 0].astype(np.int64)).to(self.parts.device)
-        held = self.parts.kv_cache.index_select(1, blocks)
-        self.parts.kv_cache.index_copy_(1, blocks, held.nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0))
 
 
 def failed(chunk: Chunk, path: str | None, dtype: torch.dtype) -> SampledTokens:

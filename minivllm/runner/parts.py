@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -22,6 +23,7 @@ from minivllm.runner.kernels import attention_of, make_ops, resolve_kernels
 from minivllm.speculation.base import Drafter
 from minivllm.speculation.model import ModelDrafter
 from minivllm.speculation.target import DraftTarget
+from minivllm.transfer import upload
 from minivllm_kernels.cpu_memory import advise_huge_pages
 
 _CPU_POOL_BYTES = 256 * 1024 * 1024
@@ -75,6 +77,17 @@ class Parts:
             features.index_copy_(0, targets, features.index_select(0, sources))
         if isinstance(self.drafter, ModelDrafter):
             self.drafter.copy_blocks(sources, targets)
+
+    def scrub(self, block_table: np.ndarray) -> None:
+        """Make numbers of the K/V of a request that failed: its blocks go back to the pool, where a stray NaN would
+        spoil whoever reads past its own keys.
+
+        Args:
+            block_table: [max_blocks] int32 of it, padded with -1.
+        """
+        blocks = upload(block_table[block_table >= 0].astype(np.int64), self.device)
+        held = self.kv_cache.index_select(1, blocks)
+        self.kv_cache.index_copy_(1, blocks, held.nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0))
 
     def move_slots(self, sources: Tensor, targets: Tensor) -> None:
         """Copy what is kept of tokens from slot to slot, [n] int64 each; a source may be the target of another."""
@@ -251,7 +264,10 @@ def _free_bytes(config: EngineConfig, model: Llama, device: torch.device) -> int
     with torch.inference_mode():
         positions = torch.arange(num_tokens, device=device) % min(model.max_len, num_tokens)
         hidden = model.forward(torch.zeros_like(positions), positions, attend)
-        model.compute_logits(hidden[: config.scheduler.max_num_seqs]).float()
+        num_sampled = config.scheduler.max_num_seqs
+        if config.speculation.enabled:
+            num_sampled *= 1 + config.speculation.num_draft_tokens
+        model.compute_logits(hidden[:num_sampled]).float()
         del hidden
     torch.cuda.synchronize()
     step_bytes = torch.cuda.max_memory_allocated() - before

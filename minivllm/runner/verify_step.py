@@ -88,6 +88,11 @@ class VerifyStep:
         inputs[:, : len(rows)] = rows, positions, num_drafts
         self._inputs[:, :size].copy_(upload(inputs, self._device), non_blocking=True)
 
+    def place(self, rows: Tensor, positions: Tensor, num_drafts: Tensor) -> None:
+        """As `fill`, by what is on the device: [size] int32 each."""
+        for own, given in zip(self._inputs, (rows, positions, num_drafts), strict=True):
+            own[: len(rows)].copy_(given)
+
     def compute(self, size: int, num_drafts: int, need: Need | None) -> tuple[Tensor, Tensor]:
         """Run what `fill` said.
 

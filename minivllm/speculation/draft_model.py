@@ -5,14 +5,17 @@ Source: Leviathan et al. (arXiv 2211.17192); Chen et al. (arXiv 2302.01318).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from minivllm.attention.base import AttentionBackend
 from minivllm.config import ModelConfig
 from minivllm.models import load_model
 from minivllm.models.folder import read_json, read_spec, resolve_folder
+from minivllm.models.llama import Llama
 from minivllm.plan import StepPlan
 from minivllm.quantization.none import Unquantized
 from minivllm.runner.forward import attend_of
@@ -20,7 +23,7 @@ from minivllm.runner.rows import Rows
 from minivllm.speculation.base import DraftRequest
 from minivllm.speculation.chain import ChainDrafter
 from minivllm.speculation.heads import linear_target
-from minivllm.speculation.model import DraftHost
+from minivllm.speculation.model import DraftHost, Drafts
 from minivllm.speculation.paged import DraftCache, pack, pack_drafts
 from minivllm.speculation.target import DraftTarget
 
@@ -52,6 +55,30 @@ class DraftModel(ChainDrafter):
         self.weights_bytes = self._model.weights_bytes
         self.bytes_per_block = self._cache.bytes_per_block
         self._most_tokens = target.config.scheduler.max_num_batched_tokens
+        # Set by a runner that can: the likeliest drafts, [R, K], of requests that have so many tokens read already, in
+        # one launch; none of them may have more than `most_unread` others.
+        self.draft_at_once: Callable[[Sequence[DraftRequest], np.ndarray], Tensor] | None = None
+        self.most_unread = 0
+
+    @property
+    def model(self) -> Llama:
+        return self._model
+
+    @property
+    def attention(self) -> AttentionBackend:
+        """Over its own K/V, which it has from `allocate` on."""
+        return self._cache.attention
+
+    def propose(self, requests: Sequence[DraftRequest], host: DraftHost) -> Drafts:
+        num_read = np.array([self._cache.num_read(request.request_id) for request in requests])
+        num_unread = np.array([request.num_tokens for request in requests]) - num_read
+        at_once = self.draft_at_once
+        if at_once is None or (num_unread > self.most_unread).any() or len(host.draft_batch(requests, 1).drawn):
+            return super().propose(requests, host)
+        token_ids = at_once(requests, num_read)
+        self._read(requests, host)
+        counts = np.array([request.num_draft_tokens for request in requests], dtype=np.int64)
+        return Drafts(counts=counts, token_ids=token_ids)
 
     def allocate(self, num_blocks: int) -> None:
         self._cache.allocate(num_blocks)
@@ -74,11 +101,14 @@ class DraftModel(ChainDrafter):
             batch = pack(parts, host)
             hidden = self._model.forward(batch.token_ids, batch.positions, attend_of(self._cache.attention, batch))
             hidden = hidden.index_select(0, batch.sample_indices)
+        self._read(requests, host)
+        return hidden
+
+    def _read(self, requests: Sequence[DraftRequest], host: DraftHost) -> None:
         self._cache.read(requests, host.rows)
         for request in requests:
             # The last draft is not read.
             self._cache.drafted(request.request_id, request.num_tokens + request.num_draft_tokens - 1)
-        return hidden
 
     def advance(
         self, token_ids: Tensor, hidden: Tensor, requests: Sequence[DraftRequest], offset: int, host: DraftHost

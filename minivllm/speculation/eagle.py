@@ -32,6 +32,7 @@ from minivllm.speculation.paged import DraftCache, pack, pack_drafts
 from minivllm.speculation.target import DraftTarget
 from minivllm.speculation.tree import read_tree
 from minivllm.speculation.tree_growth import grow_trees
+from minivllm.transfer import upload
 
 
 class Eagle(ChainDrafter):
@@ -103,11 +104,11 @@ class Eagle(ChainDrafter):
             batch = pack(parts, host)
             rows = np.concatenate([np.full(end - start, request.row) for request, start, end in parts])
             places = np.concatenate([np.arange(start, end) for _, start, end in parts])
-            slots = torch.from_numpy(host.rows.slots(rows, np.maximum(places - 1, 0))).to(self.target.device)
+            slots = upload(host.rows.slots(rows, np.maximum(places - 1, 0)), self.target.device)
             features = host.features.index_select(0, slots)
             if not places.all():
                 # Nothing comes before the first token.
-                features[torch.from_numpy(np.flatnonzero(places == 0)).to(features.device)] = 0
+                features.index_fill_(0, upload(np.flatnonzero(places == 0), features.device), 0)
             hidden = self.run(batch, features).index_select(0, batch.sample_indices)
         self._cache.read(requests, host.rows)
         return hidden

@@ -21,6 +21,7 @@ from minivllm.speculation.heads import Heads, draft_head
 from minivllm.speculation.model import DraftHost, Drafts, ModelDrafter
 from minivllm.speculation.target import DraftTarget
 from minivllm.speculation.tree import DraftTree, read_tree
+from minivllm.transfer import upload
 
 
 class Medusa(ModelDrafter):
@@ -74,7 +75,7 @@ class Medusa(ModelDrafter):
         depths = np.array(tree.depths) - 1
         ranks = np.array([tree.rank(node) for node in range(tree.num_nodes)])
         likeliest_RKW = logits_RKV.topk(int(ranks.max()) + 1, dim=-1).indices
-        at = torch.from_numpy(depths * likeliest_RKW.shape[-1] + ranks).to(likeliest_RKW.device)
+        at = upload(depths * likeliest_RKW.shape[-1] + ranks, likeliest_RKW.device)
         return Drafts(counts=counts, token_ids=likeliest_RKW.flatten(1).index_select(1, at), tree=tree)
 
     def _propose_chains(self, requests: Sequence[DraftRequest], host: DraftHost) -> Drafts:
@@ -96,7 +97,7 @@ class Medusa(ModelDrafter):
         rows = np.array([request.row for request in requests], dtype=np.int64)
         newest = np.array([request.num_tokens - 1 for request in requests], dtype=np.int64)
         assert host.features is not None
-        slots = torch.from_numpy(host.rows.slots(rows, newest - 1)).to(self.target.device)
+        slots = upload(host.rows.slots(rows, newest - 1), self.target.device)
         embedding = self.target.model.embed(host.token_ids(rows, newest))
         x = host.features.index_select(0, slots) + self._embed_projection(embedding)
         hidden = []

@@ -12,6 +12,7 @@ from minivllm.attention.base import PackedBatch, TreeQueries
 from minivllm.speculation.base import DraftRequest
 from minivllm.speculation.model import DraftHost, Drafts
 from minivllm.speculation.tree import DraftTree
+from minivllm.transfer import upload
 
 
 def grow_trees(
@@ -53,7 +54,7 @@ def grow_trees(
             batch, whose, before = _level(tree, inner, counts, requests, token_ids, host)
             flat = states.flatten(0, 1)
             flat.index_copy_(0, whose, run(batch, flat.index_select(0, before)))
-        at = torch.tensor([parent + 1 for parent in parents], device=device)
+        at = upload(np.array(parents, dtype=np.int64) + 1, device)
         logits = compute_logits(states.index_select(1, at).flatten(0, 1)).view(num_requests, len(parents), -1)
         children = [[child for child in tree.children(parent) if child < most] for parent in parents]
         likeliest = logits.topk(max(map(len, children)), dim=-1).indices
@@ -91,11 +92,11 @@ def _level(
     slots = host.rows.slots(rows[owner], newest[owner] + 1 + order)
     going = np.flatnonzero(numbers)
     context_lens = (newest + 1 + numbers)[going]
-    at = torch.from_numpy(owner * width + chosen).to(device)
+    at = upload(owner * width + chosen, device)
     batch = PackedBatch(
         token_ids=token_ids.flatten().index_select(0, at),
-        positions=torch.from_numpy(newest[owner] + np.array(tree.depths)[chosen]).to(device),
-        slot_mapping=torch.from_numpy(slots).to(device),
+        positions=upload(newest[owner] + np.array(tree.depths)[chosen], device),
+        slot_mapping=upload(slots, device),
         cu_seqlens_q=np.concatenate([[0], np.cumsum(numbers[going])]).astype(np.int32),
         context_lens=context_lens,
         block_table=host.rows.block_table[rows[going], : -(-int(context_lens.max()) // host.rows.block_size)],
@@ -104,6 +105,6 @@ def _level(
     )
     states_width = width + 1
     parents_of = np.array(tree.parents)[chosen]
-    whose = torch.from_numpy(owner * states_width + chosen + 1).to(device)
-    before = torch.from_numpy(owner * states_width + parents_of + 1).to(device)
+    whose = upload(owner * states_width + chosen + 1, device)
+    before = upload(owner * states_width + parents_of + 1, device)
     return batch, whose, before

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import inspect
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from experiments.compose import groups
 from experiments.metrics import acceptance, step_summary
 from experiments.observe import SeenRunner
 from experiments.plan import plan_sweep
@@ -85,6 +88,21 @@ def test_off_is_no_drafter_and_paths_of_drafters_are_found_wherever_the_package_
     elsewhere = _freeze("speculation=eagle", "speculation.path=/x", "speculation.tree=[[0],[0,0]]").engine.speculation
     assert elsewhere.drafter is not None
     assert elsewhere.drafter.kwargs == {"path": "/x", "tree": [[0], [0, 0]], "draft_vocab_size": None}
+
+
+@pytest.mark.parametrize("group", ["speculation", "draft_length"])
+def test_every_member_names_its_class_and_only_arguments_that_it_takes(group: str) -> None:
+    for member in groups()[group]:
+        speculation = _freeze(f"{group}={member}").engine.speculation
+        part = speculation.drafter if group == "speculation" else speculation.length
+        if part is None:
+            assert member == "off"
+            continue
+        module, _, name = part.target.rpartition(".")
+        taken = inspect.signature(getattr(importlib.import_module(module), name)).parameters
+        assert set(part.kwargs) <= set(taken) - {"target"}, member
+        required = {key for key, one in taken.items() if one.default is one.empty} - {"target", "num_draft_tokens"}
+        assert required <= set(part.kwargs), member
 
 
 def test_a_drafter_from_outside_is_named_by_its_path() -> None:
@@ -176,6 +194,8 @@ def test_a_sweep_with_a_drafter_adds_up_and_says_what_it_says_without(cli: Cli, 
     assert own_steps["num_decode_tokens"].sum() + on["num_accepted_tokens"] == on["num_output_tokens"] - 2
     assert on["draft_time_fraction"] == pytest.approx(own_steps["draft_s"].sum() / own_steps["duration_s"].sum())
     assert 0 < on["draft_time_fraction"] + on["verify_time_fraction"] < 1
+    report = (folder / "report.md").read_text()
+    assert "## Speculation" in report and "the fastest drafter was **speculation=ngram**: **" in report
     # Verified drafts are computed like any other token: the same work in fewer steps, and that of rejected ones.
     assert len(own_steps) < len(steps.loc[off["run_id"]])
     more = own_steps["counted_flops"].sum() - steps.loc[off["run_id"], "counted_flops"].sum()

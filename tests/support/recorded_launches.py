@@ -27,7 +27,7 @@ from triton.compiler import make_backend
 from triton.runtime.jit import create_function_from_signature
 
 from minivllm import LLM, SamplingParams, triton_support
-from minivllm.config import QuantizationConfig
+from minivllm.config import QuantizationConfig, SpeculationConfig
 
 _BACKEND = make_backend(GPUTarget("cuda", 90, 32))
 _KINDS: list[dict[str, Any]] = [
@@ -60,7 +60,14 @@ def _stand_in_for_the_gpu() -> None:
 
 
 def main(
-    folder: Path, block_size: int, batch_invariant: bool, dtype: str, member: Path | None, quantization: str
+    folder: Path,
+    block_size: int,
+    batch_invariant: bool,
+    dtype: str,
+    member: Path | None,
+    quantization: str,
+    drafter: str,
+    length: str,
 ) -> None:
     """Warm up, remember what was launched, serve a load of all kinds of requests, and tell what came on top."""
     _stand_in_for_the_gpu()
@@ -72,12 +79,19 @@ def main(
     else:
         shape = yaml.safe_load(member.read_text(encoding="utf-8"))["shape"] | {"num_hidden_layers": 1}
         options = {"weights": "random", "shape": shape, "max_num_seqs": 256, "max_num_batched_tokens": 8192}
+    speculation = SpeculationConfig.named(
+        drafter,
+        num_draft_tokens=3,
+        length=length,
+        **{"draft_model": {"path": options.get("path")}, "early_exit": {"exit_layer": 1}}.get(drafter, {}),
+    )
     llm = LLM(
         kernels="triton",
         dtype=dtype,
         block_size=block_size,
         batch_invariant=batch_invariant,
-        overlap=True,
+        overlap=not speculation.enabled,
+        speculation=speculation,
         max_model_len=2048,
         num_blocks=64 * 2048 // block_size,
         quantization=QuantizationConfig.named(
@@ -112,5 +126,16 @@ if __name__ == "__main__":
     parser.add_argument("--dtype", default="float16")
     parser.add_argument("--model", type=Path)
     parser.add_argument("--quantization", default="none")
+    parser.add_argument("--drafter", default="off")
+    parser.add_argument("--length", default="fixed")
     args = parser.parse_args()
-    main(args.folder, args.block_size, args.batch_invariant, args.dtype, args.model, args.quantization)
+    main(
+        args.folder,
+        args.block_size,
+        args.batch_invariant,
+        args.dtype,
+        args.model,
+        args.quantization,
+        args.drafter,
+        args.length,
+    )

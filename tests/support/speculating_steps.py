@@ -151,6 +151,7 @@ def simulate(policy: DraftLengthPolicy, machine: Machine, load: Load, num_tokens
             if (limit := min(policy.num_draft_tokens, load.num_output_tokens - r.num_tokens - 1)) >= 1
         ]
         chosen = policy.choose(candidates, num_prefill + len(active) - len(candidates)) if candidates else []
+        assert all(0 <= k <= c.limit for c, k in zip(candidates, chosen, strict=True)), (candidates, chosen)
         allowed = {c.request_id: k for c, k in zip(candidates, chosen, strict=True)}
         run.lengths.append(list(chosen))
         outcomes = []

@@ -16,6 +16,7 @@ from minivllm import LLM, SamplingParams
 from minivllm.component import Component
 from minivllm.config import SpeculationConfig
 from minivllm.plan import StepReport
+from minivllm.runner.device_chains import MOST_UNREAD
 from minivllm.speculation.base import DraftRequest, HostDrafter
 from minivllm.speculation.model import DraftHost, Drafts, ModelDrafter
 from minivllm.speculation.target import DraftTarget
@@ -23,9 +24,12 @@ from minivllm.speculation.tree import DraftTree
 
 SHAPE = {"hidden_size": 16, "intermediate_size": 24, "num_attention_heads": 2, "num_key_value_heads": 1}
 PROMPTS = [[3, 4, 5, 3, 4, 5, 3], [6], [7, 8, 9, 10, 11]]
+# So much that the tokens change if a penalty overlooks a draft.
 KINDS = [
-    SamplingParams(temperature=0.8, top_k=7, presence_penalty=0.3, seed=1, max_tokens=3, ignore_eos=True),
-    SamplingParams(temperature=0, repetition_penalty=1.3, frequency_penalty=0.5, max_tokens=4, ignore_eos=True),
+    SamplingParams(
+        temperature=1.0, top_k=40, presence_penalty=-2, frequency_penalty=-2, seed=2, max_tokens=4, ignore_eos=True
+    ),
+    SamplingParams(temperature=0, presence_penalty=2, frequency_penalty=2, max_tokens=4, ignore_eos=True),
 ]
 
 
@@ -60,10 +64,21 @@ class PlantedTrees(ModelDrafter):
     Args:
         texts: as above.
         tree: widths.
+        is_chain: call it so; all widths are 1.
     """
 
-    def __init__(self, *, target: DraftTarget, texts: Sequence[Sequence[int]], tree: Sequence[int]) -> None:
+    wants_features = True
+
+    def __init__(
+        self,
+        *,
+        target: DraftTarget,
+        texts: Sequence[Sequence[int]],
+        tree: Sequence[int],
+        is_chain: bool = False,
+    ) -> None:
         super().__init__(target=target)
+        self._is_chain = is_chain
         self._host_drafts = PlantedDrafts(target=target, texts=texts)
         self._tree = DraftTree.from_widths(tree)
         self._texts = self._host_drafts._of_request
@@ -82,7 +97,7 @@ class PlantedTrees(ModelDrafter):
                 place = request.num_tokens + tree.depths[node] - 1
                 right = text[place] if place < len(text) else 0
                 token_ids[i, node] = right if node in path else (right + 1 + tree.rank(node)) % VOCAB_SIZE
-        return Drafts(counts=counts, token_ids=token_ids, tree=tree)
+        return Drafts(counts=counts, token_ids=token_ids, tree=None if self._is_chain else tree)
 
 
 @pytest.fixture(scope="module")
@@ -201,6 +216,48 @@ def test_verifications_that_read_keys_once_pad_with_queries_of_nobody(
     steps._few, steps.verify_sizes, steps.verify_graphs = 0, (4,), graphs
     assert _run(llm, _greedy())[0] == greedy_tokens
     assert graphs.counts == {4}
+
+
+@pytest.mark.parametrize(
+    ("tree", "few"),
+    [({"tree": [2, 1]}, 9), ({"tree": [1, 1], "is_chain": True}, 9), ({"tree": [1, 1], "is_chain": True}, 0)],
+    ids=["trees", "beside-each-other", "padded"],
+)
+def test_hidden_states_are_kept_where_the_other_runner_keeps_them(
+    folder: Path, greedy_tokens: list[tuple[int, ...]], tree: dict[str, Any], few: int
+) -> None:
+    speculation = _planted(greedy_tokens, 4, **tree)
+    ours, theirs = (_make_llm(folder, speculation, kernels=kernels) for kernels in ("triton", "torch"))
+    ours.engine.runner._steps._few = few
+    found = [_run(llm, _greedy(4), PROMPTS[:2])[0] for llm in (ours, theirs)]
+    assert found[0] == found[1]
+    kept, wanted = (llm.engine.runner.parts.features for llm in (ours, theirs))
+    assert wanted.any() and torch.allclose(kept, wanted, atol=1e-4)
+
+
+@pytest.mark.parametrize("drafts_itself", [True, False], ids=["itself", "another"])
+def test_drafts_of_one_launch_are_those_of_launch_after_launch(
+    folder: Path, draft_folder: Path, greedy_tokens: list[tuple[int, ...]], drafts_itself: bool
+) -> None:
+    speculation = _named("draft_model", path=str(folder if drafts_itself else draft_folder), num_draft_tokens=2)
+    _, theirs = _run(_make_llm(folder, speculation, kernels="torch"), _greedy(6))
+    llm = _make_llm(folder, speculation, max_num_seqs=4)
+    runner = llm.engine.runner
+    drafter = runner.parts.drafter
+    chains = runner._steps.chains_of(drafter)
+    # Steps of three are padded.
+    chains._sizes = (4,)
+    asked = []
+
+    def draft_at_once(requests: Sequence[DraftRequest], num_read: np.ndarray) -> torch.Tensor:
+        asked.extend(request.num_tokens - read for request, read in zip(requests, num_read.tolist(), strict=True))
+        return chains.run(requests, num_read)
+
+    drafter.draft_at_once, drafter.most_unread = draft_at_once, MOST_UNREAD
+    got, ours = _run(llm, _greedy(6))
+    assert [tokens[:5] for tokens in got] == greedy_tokens
+    counts = [[(step.num_draft_tokens, step.num_accepted_tokens) for step in steps] for steps in (ours, theirs)]
+    assert counts[0] == counts[1] and set(asked) == {2 if drafts_itself else 1}
 
 
 @pytest.mark.parametrize("tree", [{}, {"tree": [2, 1]}], ids=["chains", "trees"])

@@ -13,8 +13,10 @@ import torch
 from tiny import Oracle, save_tiny_llama
 
 from minivllm import LLM, SamplingParams
+from minivllm.config import SpeculationConfig
 from minivllm.runner.decode import DecodeStep
 from minivllm.runner.device_runner import DeviceRunner
+from minivllm.runner.verify_step import VerifyStep
 
 PROMPTS = [[3, 4, 5, 6, 7], [8, 9]]
 
@@ -24,7 +26,7 @@ class _Recorder:
 
     def __init__(self) -> None:
         self.capturing: list[Any] | None = None
-        self.num_replays = 0
+        self.replayed: list[type] = []
         recorder = self
 
         class Graph:
@@ -36,22 +38,22 @@ class _Recorder:
                 recorder.capturing = None
 
             def replay(self) -> None:
-                ((step, size, need, sampled, logits),) = self.captured
-                recorder.num_replays += 1
-                again = _COMPUTE(step, size, need)
+                ((step, given, sampled, logits),) = self.captured
+                recorder.replayed.append(type(step))
+                again = _COMPUTE[type(step)](step, *given)
                 sampled.copy_(again[0])
                 logits.copy_(again[1])
 
         self.Graph = Graph
 
-    def compute(self, step: DecodeStep, size: int, need: Any) -> Any:
-        sampled, logits = _COMPUTE(step, size, need)
+    def compute(self, step: Any, *given: Any) -> Any:
+        sampled, logits = _COMPUTE[type(step)](step, *given)
         if self.capturing is not None:
-            self.capturing.append((step, size, need, sampled, logits))
+            self.capturing.append((step, given, sampled, logits))
         return sampled, logits
 
 
-_COMPUTE = DecodeStep.compute
+_COMPUTE: dict[type, Any] = {DecodeStep: DecodeStep.compute, VerifyStep: VerifyStep.compute}
 
 
 class _Event:
@@ -66,17 +68,11 @@ class _Event:
         return 2.0
 
 
-@pytest.mark.parametrize("logprobs", [None, 1])
-def test_replayed_steps_give_the_tokens_of_computed_ones(
-    logprobs: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    folder = save_tiny_llama(tmp_path, num_hidden_layers=1)
-    llm = LLM(str(folder), kernels="triton", num_blocks=8, block_size=8, max_num_seqs=2, max_model_len=24, overlap=True)
-    runner = llm.engine.runner
-    assert isinstance(runner, DeviceRunner)
+def _stand_in_for_the_gpu(monkeypatch: pytest.MonkeyPatch) -> _Recorder:
     recorder = _Recorder()
     stream = SimpleNamespace(wait_stream=lambda other: None)
-    monkeypatch.setattr(DecodeStep, "compute", lambda step, size, need: recorder.compute(step, size, need))
+    for step in _COMPUTE:
+        monkeypatch.setattr(step, "compute", lambda step, *given: recorder.compute(step, *given))
     for name, stand_in in {
         "CUDAGraph": recorder.Graph,
         "Event": _Event,
@@ -88,7 +84,18 @@ def test_replayed_steps_give_the_tokens_of_computed_ones(
         "synchronize": lambda: None,
     }.items():
         monkeypatch.setattr(torch.cuda, name, stand_in)
+    return recorder
 
+
+@pytest.mark.parametrize("logprobs", [None, 1])
+def test_replayed_steps_give_the_tokens_of_computed_ones(
+    logprobs: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = save_tiny_llama(tmp_path, num_hidden_layers=1)
+    llm = LLM(str(folder), kernels="triton", num_blocks=8, block_size=8, max_num_seqs=2, max_model_len=24, overlap=True)
+    runner = llm.engine.runner
+    assert isinstance(runner, DeviceRunner)
+    recorder = _stand_in_for_the_gpu(monkeypatch)
     runner._on_gpu = True
     runner._warm_up(llm.config)
     params = SamplingParams(temperature=0, max_tokens=4, ignore_eos=True, logprobs=logprobs)
@@ -104,6 +111,34 @@ def test_replayed_steps_give_the_tokens_of_computed_ones(
         prompt = tuple(request.token_ids[: request.num_prompt_tokens])
         assert tuple(request.output_token_ids) == oracle.greedy(prompt, 4)[0]
         assert len(request.logprobs) == (0 if logprobs is None else 4)
-    assert recorder.num_replays == 3
+    assert recorder.replayed == [DecodeStep] * 3
     assert [report.device_s for report in reports] == [None, *[0.002] * (len(reports) - 1)]
     assert sum(report.num_compilations for report in reports) == 0
+
+
+@pytest.mark.parametrize("step", [DecodeStep, VerifyStep], ids=["beside-each-other", "padded"])
+def test_replayed_verifications_give_the_tokens_of_the_other_runner(
+    step: type, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = save_tiny_llama(tmp_path, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1)
+    speculation = SpeculationConfig.named("synthetic", num_draft_tokens=2, acceptance=0.7)
+    params = [
+        SamplingParams(temperature=0, max_tokens=5, ignore_eos=True, logprobs=1),
+        SamplingParams(temperature=0, max_tokens=4, ignore_eos=True),
+    ]
+    prompts = [{"prompt_token_ids": prompt} for prompt in PROMPTS]
+    options = {"num_blocks": 8, "block_size": 8, "max_num_seqs": 2, "max_model_len": 24, "speculation": speculation}
+    theirs = LLM(str(folder), kernels="torch", **options).generate(prompts, params)
+    llm = LLM(str(folder), kernels="triton", **options)
+    runner = llm.engine.runner
+    recorder = _stand_in_for_the_gpu(monkeypatch)
+    if step is VerifyStep:
+        runner._steps._few = 0
+    runner._on_gpu = True
+    runner._warm_up(llm.config)
+    ours = llm.generate(prompts, params)
+    for mine, other in zip(ours, theirs, strict=True):
+        assert mine.outputs[0].token_ids == other.outputs[0].token_ids
+    for at, wanted in zip(ours[0].outputs[0].logprobs, theirs[0].outputs[0].logprobs, strict=True):
+        assert at == pytest.approx(wanted, abs=1e-4)
+    assert step in recorder.replayed

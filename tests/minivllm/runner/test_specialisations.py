@@ -21,6 +21,9 @@ ROOT = Path(__file__).resolve().parents[3]
         ["--batch-invariant", "--quantization=int8_weight_only"],
         ["--quantization=int4"],
         ["--quantization=fp8"],
+        ["--drafter=synthetic", "--length=adaptive"],
+        ["--drafter=draft_model", "--block-size=256"],
+        ["--drafter=early_exit"],
     ],
     ids=lambda options: "-".join(option.rpartition("=")[2].lstrip("-") for option in options) or "default",
 )

@@ -1,6 +1,6 @@
 """Drafts under random operations: accepted and rejected, stopped within an emission, preempted, forked and aborted, in
-pools of any tightness. Every K/V that is read, by target or drafter, is of the reader's own history; no block
-leaks; and what the prefix cache holds is text that the target wrote."""
+pools of any tightness. Every K/V that is read, by the target or by its drafter, is of the reader's own history; no
+block leaks; and what the prefix cache holds is text that the target wrote."""
 
 from __future__ import annotations
 

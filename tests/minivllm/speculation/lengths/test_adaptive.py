@@ -112,6 +112,14 @@ def test_the_same_outcomes_give_the_same_lengths() -> None:
     assert _adaptive(machine, load, 2000).lengths == _adaptive(machine, load, 2000).lengths
 
 
+@pytest.mark.parametrize("chance", [0.0, 1.0])
+def test_requests_that_may_draft_little_get_no_more_in_a_trial_either(chance: float) -> None:
+    load = Load(texts=[always(chance)], num_running=steady(3), num_output_tokens=7)
+    # The simulator holds each length against its limit.
+    lengths = [max(lengths, default=0) for lengths in _adaptive(Machine(pass_s=1e-3), load, 3000).lengths]
+    assert 1 < max(lengths) <= 5
+
+
 _STEPS = st.lists(
     st.tuples(
         st.lists(st.tuples(st.integers(0, 12), st.integers(1, 5)), max_size=9, unique_by=lambda pair: pair[0]),
@@ -126,8 +134,10 @@ _STEPS = st.lists(
 @settings(max_examples=40, deadline=None)
 @given(steps=_STEPS, most=st.integers(1, 5), tree=st.integers(1, 3))
 def test_lengths_stay_within_limits_whatever_steps_report(steps: list, most: int, tree: int) -> None:
-    """Requests come, go and come again, some cannot draft, drafters find what they like, clocks stand still."""
+    """Requests come, go and come again, drafters find what they like, clocks stand still, and before that all is well
+    enough for drafts to be wanted."""
     policy = Adaptive(num_draft_tokens=most)
+    simulate(policy, Machine(), Load(texts=[always(1.0)], num_running=steady(3)), 200)
     for requests, num_prefill_tokens, duration_s, seed in steps:
         rng = random.Random(seed)
         candidates = [
