@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from hashlib import blake2b
 
+from minivllm.clock import VirtualClock
 from minivllm.speculation.base import DraftRequest, HostDrafter
 from minivllm.speculation.lengths.base import DraftCandidate, DraftLengthPolicy
 
@@ -13,6 +14,14 @@ def dice(sides: int, *seeds: int) -> int:
     """A number in [0, sides) that is a function of the seeds alone."""
     raw = b"".join(seed.to_bytes(8, "little") for seed in seeds)
     return int.from_bytes(blake2b(raw, digest_size=8).digest(), "little") % sides
+
+
+class TickingClock(VirtualClock):
+    """Every look at it takes a millisecond, so that what depends on measured times repeats itself."""
+
+    def now_s(self) -> float:
+        self.advance(0.001)
+        return super().now_s()
 
 
 class Garbage(HostDrafter):

@@ -11,12 +11,11 @@ import hypothesis.strategies as st
 from draft_targets import LENGTHS
 from hypothesis import HealthCheck, settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
-from speculating import dice
+from speculating import TickingClock, dice
 from symbolic import EOS, continuation, history_hash, make_engine
 from symbolic_drafts import TREES, DraftingRunner
 
 from minivllm.blocks.prefix import extend_keys
-from minivllm.clock import VirtualClock
 from minivllm.config import Component, SpeculationConfig
 from minivllm.request import FinishReason, Request
 from minivllm.sampling.random import continuation_seed
@@ -25,14 +24,6 @@ from minivllm.sampling_params import SamplingParams
 MIN_OPERATIONS = 50_000
 _LONGEST = 24
 _reached: Counter[str] = Counter()
-
-
-class TickingClock(VirtualClock):
-    """Every look at it takes a millisecond."""
-
-    def now_s(self) -> float:
-        self.advance(0.001)
-        return super().now_s()
 
 
 class SpeculationMachine(RuleBasedStateMachine):
@@ -214,7 +205,7 @@ def test_drafts_survive_random_operations_under_any_pressure() -> None:
     run_state_machine_as_test(
         SpeculationMachine,
         settings=settings(
-            max_examples=400,
+            max_examples=420,
             stateful_step_count=40,
             deadline=None,
             derandomize=True,
