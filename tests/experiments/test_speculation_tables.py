@@ -195,7 +195,8 @@ def test_a_sweep_with_a_drafter_adds_up_and_says_what_it_says_without(cli: Cli, 
     assert on["draft_time_fraction"] == pytest.approx(own_steps["draft_s"].sum() / own_steps["duration_s"].sum())
     assert 0 < on["draft_time_fraction"] + on["verify_time_fraction"] < 1
     report = (folder / "report.md").read_text()
-    assert "## Speculation" in report and "fastest drafter was **speculation=ngram**: **" in report
+    # Faster or slower: that is for chance to say here.
+    assert "## Speculation" in report and " **speculation=ngram**: **" in report
     # Verified drafts are computed like any other token: the same work in fewer steps, and that of rejected ones.
     assert len(own_steps) < len(steps.loc[off["run_id"]])
     more = own_steps["counted_flops"].sum() - steps.loc[off["run_id"], "counted_flops"].sum()
