@@ -30,6 +30,10 @@ class WorkloadItem:
         arrival_s: when it is due, in seconds from the start; None sends it as soon as a client is free.
         client_id: who sends it.
         sampling_seed: of its draws.
+        priority: lower is more urgent, for the policies that look at it.
+        follows: place in the workload of the turn of a conversation that this one answers: it is sent `think_s` after
+            that one ended, behind all of its tokens, and `prompt_token_ids` are what is new. None is a first turn.
+        think_s: see `follows`; such an item has no arrival of its own.
     """
 
     prompt_token_ids: tuple[int, ...]
@@ -37,6 +41,9 @@ class WorkloadItem:
     arrival_s: float | None = None
     client_id: int = 0
     sampling_seed: int = 0
+    priority: int = 0
+    follows: int | None = None
+    think_s: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

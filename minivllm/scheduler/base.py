@@ -6,8 +6,10 @@ The mechanism in `scheduler.py` executes what a policy says in its order, finds 
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from minivllm.request import RequestView
 
@@ -39,6 +41,27 @@ class Allotment:
     num_tokens: int | None = None
 
 
+class KeyChanges(enum.Enum):
+    """When a request's key may change. Whoever says less than EVERY_STEP is asked less often, and a queue of a hundred
+    thousand costs no more than one of ten; whoever says nothing is right, and slower."""
+
+    # Made of what a request arrives with.
+    NEVER = "never"
+    # Made of its own progress: while it waits, its key stands still.
+    WHEN_SERVED = "when served"
+    # Made of the time too, or of what became of others.
+    EVERY_STEP = "every step"
+
+
+class Served(NamedTuple):
+    """What a request got in one step. `num_prefill_tokens` of its known tokens were computed beside the newest one,
+    `num_output_tokens` are new."""
+
+    request: RequestView
+    num_prefill_tokens: int
+    num_output_tokens: int
+
+
 class SchedulingPolicy:
     """Base of all policies.
 
@@ -46,10 +69,12 @@ class SchedulingPolicy:
         preemptive: False serves running requests before waiting ones; True ranks both together, so that a waiting
             request takes the seat and the blocks of a running one that ranks behind it.
         mixed_steps: False keeps prefills and decodes in different steps: the first request of a step decides.
+        key_changes: a promise about `key`.
     """
 
     preemptive: bool = False
     mixed_steps: bool = True
+    key_changes: KeyChanges = KeyChanges.EVERY_STEP
 
     def key(self, request: RequestView, now_s: float) -> tuple[float, ...]:
         """Smallest first. The default is first come, first served."""
@@ -71,6 +96,22 @@ class SchedulingPolicy:
     def plan(self, state: SchedulerState, now_s: float) -> Sequence[Allotment]:
         """The whole plan of a step, for policies that decide token counts too."""
         return [Allotment(request) for request in self.order(state, now_s)]
+
+    def wait_until_s(self, state: SchedulerState, now_s: float) -> float | None:
+        """An instant before which nothing shall run, though there is something to run; None goes now. A request that
+        arrives meanwhile is a reason to be asked again."""
+        return None
+
+    # What happened. A policy that keeps no account of it leaves these alone, and they cost nothing.
+
+    def on_arrival(self, request: RequestView, now_s: float) -> None:
+        """A request came in."""
+
+    def on_served(self, served: Sequence[Served], now_s: float) -> None:
+        """A step is over."""
+
+    def on_finish(self, request: RequestView, now_s: float) -> None:
+        """A request ended, whatever the reason."""
 
     def victim(self, candidates: Sequence[RequestView], now_s: float) -> RequestView:
         """Who is preempted when blocks or seats are short: the least deserving of `candidates`."""

@@ -1,0 +1,1 @@
+"""How long an answer will be, said before it is there."""

@@ -1,0 +1,1 @@
+"""Whose blocks are taken when there are too few."""
