@@ -9,6 +9,10 @@
     analysis.pivot(sweep, rows="scheduler", columns="block_size")
     analysis.pareto(sweep, x="peak_process_bytes", y="output_throughput_tps")
     analysis.precision(sweep)                                # quality, speed and memory of each precision, side by side
+    analysis.scheduling(sweep)                               # every policy under every load, all figures of schedulers
+    analysis.winners(sweep)                                  # which policy is best where, and who is not told from it
+    analysis.fidelity(sweep)                                 # simulated against real points: errors and rankings
+    analysis.capacity(sweep)                                 # the highest rate within the SLO, of each policy
     analysis.speculation(sweep)                              # speed-up, acceptance and break-even of each drafter
     analysis.effects(sweep)                                  # what each knob does, and each two together
 
@@ -27,6 +31,10 @@ if TYPE_CHECKING:
     from analysis.naming import attach, axes, labels, varying
     from analysis.precisions import precision
     from analysis.report import write_report
+    from analysis.scheduling_capacity import capacity
+    from analysis.scheduling_fidelity import fidelity
+    from analysis.scheduling_winners import winners
+    from analysis.schedulings import scheduling
     from analysis.speculations import speculation
     from analysis.summary import failures, points
     from analysis.views import pareto, pivot
@@ -35,17 +43,21 @@ __all__ = [
     "Sweep",
     "attach",
     "axes",
+    "capacity",
     "compare",
     "effects",
     "failures",
+    "fidelity",
     "labels",
     "load",
     "pareto",
     "pivot",
     "points",
     "precision",
+    "scheduling",
     "speculation",
     "varying",
+    "winners",
     "write_report",
 ]
 
@@ -53,6 +65,10 @@ __all__ = [
 # scipy, statsmodels and matplotlib take a second to import; whoever only loads tables does not wait for them.
 _HOME = {
     "attach": "analysis.naming",
+    "capacity": "analysis.scheduling_capacity",
+    "fidelity": "analysis.scheduling_fidelity",
+    "scheduling": "analysis.schedulings",
+    "winners": "analysis.scheduling_winners",
     "axes": "analysis.naming",
     "compare": "analysis.comparison",
     "effects": "analysis.factors",

@@ -70,12 +70,12 @@ DESCRIPTIONS: dict[str, dict[str, str]] = {
         "offered_rate_rps": "Requests offered a second, whether or not they could be served.",
         "arrival_lateness_p99_s": "How late the client sent requests: 99 % were this late or less.",
         "num_waiting_mean": "Requests waiting, mean over time.",
-        "service_gap_max_tokens": "Largest difference in weighted tokens of service that two clients got while both had "
-        "requests waiting or running.",
+        "service_gap_max_tokens": "Largest difference in weighted tokens of service that two clients got while both "
+        "had requests waiting or running.",
         "jain_fairness_fraction": "Jain's index of the clients' service rates: 1 is equal shares, 1 over the number of "
         "clients is all for one.",
-        "fluidity_mean_fraction": "Share of tokens that came by their deadline, early ones lending their slack to later "
-        "ones; mean over requests.",
+        "fluidity_mean_fraction": "Share of tokens that came by their deadline, early ones lending their slack to "
+        "later ones; mean over requests.",
         "num_swapped_blocks": "KV blocks copied between the device and the host because of preemptions.",
         "num_recomputed_tokens": "Tokens whose K/V was computed again after a preemption.",
     },

@@ -2,7 +2,8 @@
 
 A panel is what `panel.js` draws: a `title`, axes `x` and `y` (`label`, and `log`, `min`, `max`, `tight`, `cats`),
 `series` (`name`, `look`, `x`, `y`, and `xlo`, `xhi`, `ylo`, `yhi`, `step`, `area`, `line`, `mark`, `label`, `dots`),
-and plain `lines`. With `names`, each line ends in its name, to the right of the plot. On a logarithmic axis that has a `min`, what lies below is drawn there.
+and plain `lines`. With `names`, each line ends in its name, to the right of the plot. On a logarithmic axis that has a
+`min`, what lies below is drawn there.
 """
 
 from __future__ import annotations
@@ -39,7 +40,9 @@ def panel_grid(rows: Sequence[Sequence[Spec]], legend: Sequence[Spec]) -> Figure
         legend = ()
     has_names = any(panel.get("names") for panels in rows for panel in panels)
     # Names beside marks take room.
-    wide, high = (4.2, 2.9) if has_names else (2.6, 2.1) if not any(labelled) else (3.4, 3.0) if across > 1 else (6.8, 4.0)
+    wide, high = (2.6, 2.1) if not any(labelled) else (3.4, 3.0) if across > 1 else (6.8, 4.0)
+    if has_names:
+        wide, high = 4.2, 2.9
     width = max(4.2, wide * across)
     longest = max((len(one["name"]) for one in legend), default=0)
     # Beside a few names there is room for few of a legend.
@@ -184,7 +187,8 @@ def set_axis(ax: Axes, name: str, spec: Spec, values: Sequence[float]) -> None:
     axis.set_label_text(spec["label"])
     if "cats" in spec:
         axis.set_ticks(range(len(spec["cats"])), spec["cats"])
-        (ax.set_xlim if name == "x" else ax.set_ylim)(-0.6, len(spec["cats"]) - 0.4)
+        if name == "y":
+            ax.set_ylim(-0.6, len(spec["cats"]) - 0.4)
         return
     if spec.get("log") and values and min(values) > 0:
         (ax.set_xscale if name == "x" else ax.set_yscale)("log")

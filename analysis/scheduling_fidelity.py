@@ -29,8 +29,10 @@ COMPARED: tuple[Metric, ...] = (
     THROUGHPUT,
     *(metric_of(f"{latency}_{part}_s") for latency in ("ttft", "tpot", "e2e") for part in ("mean", "p90")),
 )
-_ERRORS = "rest load policy metric num_pairs real simulated error error_low error_high tolerance is_within".split()
-_RANKS = "rest load metric num_policies spearman kendall num_told num_agreeing".split()
+_ERRORS_NAMES = "rest load policy metric num_pairs real simulated error error_low error_high tolerance is_within"
+_ERRORS = _ERRORS_NAMES.split()
+_RANKS_NAMES = "rest load metric num_policies spearman kendall num_told num_agreeing"
+_RANKS = _RANKS_NAMES.split()
 _WORDS = ("rest", "policy", "metric", "is_within")
 
 
@@ -64,7 +66,7 @@ def fidelity(sweep: Sweep, frame: pd.DataFrame | None = None) -> pd.DataFrame:
         for metric in known if tables and policies else ():
             table = tables[metric.column]
             values = {p: tuple(table[own[p]].to_numpy(dtype=float) for own in keys) for p in policies}
-            found = [{**head, "policy": p, **_error(*values[p], metric)} for p in policies]
+            found = [{**head, "policy": p, **_error(values[p][0], values[p][1], metric)} for p in policies]
             errors += [row for row in found if row["num_pairs"]]
             ranked = _rank(values, metric)
             if ranked is not None:

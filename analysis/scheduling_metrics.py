@@ -67,7 +67,9 @@ FAIRNESS_METRICS = (
     _share("jain_fairness_fraction", "Jain"),
     _share("fluidity_mean_fraction", "Fluidity"),
     _plain("num_preemptions", "Preemptions", definition="Times a running request was put back to wait."),
-    _share("recomputed_fraction", "Wasted", "Tokens computed again after preemptions, over all tokens of the requests."),
+    _share(
+        "recomputed_fraction", "Wasted", "Tokens computed again after preemptions, over all tokens of the requests."
+    ),
     _share("prefix_hit_fraction", "Prefix hits", "Share of prompt tokens whose K/V was found in the prefix cache."),
 )
 SCHEDULING_METRICS: tuple[Metric, ...] = (

@@ -40,7 +40,7 @@ CAPTIONS = {
     "whiskers 95 % intervals over repeats.",
     "scheduling-clients": "The 90th percentile of TTFT of each client, all repeats together: the mark is the median "
     "client, and the line reaches from the best-served to the worst-served.",
-    "scheduling-capacity": "The highest rate that meets the SLO; the line ends at the lowest rate that was seen to fail.",
+    "scheduling-capacity": "The highest rate within the SLO; the line ends at the lowest rate that was seen to fail.",
     "scheduling-fidelity": "Simulated against real, a mark a policy and load: on the dashed line both are the same; "
     "the outer two are as far off as is tolerated.",
 }
@@ -106,7 +106,7 @@ def _settings(frame: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
 
 def _is_wide(values: Sequence[float | None] | np.ndarray, factor: float = 10) -> bool:
     found = [value for value in values if value is not None and math.isfinite(value)]
-    return len(found) > 1 and min(found) > 0 and max(found) > factor * min(found)
+    return bool(len(found) > 1 and min(found) > 0 and max(found) > factor * min(found))
 
 
 def _better(metric: Metric) -> str:
@@ -129,14 +129,14 @@ def _against_load(frame: pd.DataFrame, metrics: Sequence[Metric], looks: dict[st
             series = []
             for policy, own in group.dropna(subset=["load"]).groupby("policy", sort=False):
                 own = own.sort_values("load").drop_duplicates("load")
-                ends = {
+                whisker = {
                     key: figures(own[f"{metric.column}_{end}"].clip(lower=0), metric.scale)
                     for key, end in (("ylo", "low"), ("yhi", "high"))
                 }
                 y = figures(own[metric.column], metric.scale)
                 if any(value is not None for value in y):
                     one = {"name": policy, "look": looks[str(policy)], "mark": True}
-                    series.append({**one, "x": figures(own["load"]), "y": y, **ends})
+                    series.append({**one, "x": figures(own["load"]), "y": y, **whisker})
             values = [value for one in series for value in one["y"]]
             wide = _is_wide(values)
             panel: Spec = {
@@ -319,4 +319,3 @@ def _fidelity(errors: pd.DataFrame, looks: dict[str, int]) -> list[Spec]:
             }
         )
     return made
-

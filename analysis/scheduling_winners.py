@@ -28,7 +28,8 @@ from analysis.verdicts import EQUAL_WITHIN, NOT_MEASURED, TOO_FEW, verdict
 
 (_TTFT, _TTFT_99), (_, _ITL_99), (_E2E, _E2E_99), (_LATENCY, _) = LATENCY_METRICS
 JUDGED: tuple[Metric, ...] = (_TTFT, _TTFT_99, _ITL_99, _E2E, _E2E_99, _LATENCY, GOODPUT, ATTAINMENT)
-COLUMNS = "setting load metric best mean alike runner_up ratio ratio_low ratio_high num_policies is_told".split()
+_COLUMNS = "setting load metric best mean alike runner_up ratio ratio_low ratio_high num_policies is_told"
+COLUMNS = _COLUMNS.split()
 
 
 def winners(
@@ -60,7 +61,9 @@ def winners(
         loads = frame.assign(load=frame["load"].fillna(math.inf))
         for (setting, load), group in loads.groupby(["setting", "load"], sort=False):
             points = group.drop_duplicates("policy").set_index("policy")
-            keys = dict(zip(points.index, points[["sweep", "point_id"]].itertuples(index=False, name=None), strict=True))
+            keys = dict(
+                zip(points.index, points[["sweep", "point_id"]].itertuples(index=False, name=None), strict=True)
+            )
             for metric in metrics:
                 if metric.column in tables:
                     found = _cell(tables[metric.column], keys, metric, equal_within)
@@ -76,9 +79,7 @@ def winners(
     )
 
 
-def _cell(
-    table: pd.DataFrame, keys: dict[str, PointKey], metric: Metric, equal_within: float
-) -> dict[str, Any] | None:
+def _cell(table: pd.DataFrame, keys: dict[str, PointKey], metric: Metric, equal_within: float) -> dict[str, Any] | None:
     direction = direction_of(metric.column)
     values = {policy: table[key].to_numpy(dtype=float) for policy, key in keys.items()}
     values = {policy: one for policy, one in values.items() if np.isfinite(one).any()}
@@ -96,9 +97,7 @@ def _cell(
         }
     found = [_against(values[best], values[policy]) for policy in others]
     adjusted = holm(np.array([one.p for one in found]))
-    said = [
-        verdict(one, p, direction, equal_within=equal_within) for one, p in zip(found, adjusted, strict=True)
-    ]
+    said = [verdict(one, p, direction, equal_within=equal_within) for one, p in zip(found, adjusted, strict=True)]
     better = direction.up if direction.higher_is_better else direction.down
     alike = [policy for policy, word in zip(others, said, strict=True) if word != better]
     unknown = all(word in (TOO_FEW, NOT_MEASURED) for word in said)

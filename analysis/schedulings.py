@@ -13,7 +13,6 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from analysis.direction import direction_of
 from analysis.intervals import CONFIDENCE
 from analysis.load import Sweep
 from analysis.machine_caveats import column_of
@@ -26,7 +25,8 @@ from analysis.values import repeats_of
 
 # Where less than this share of the load is served, the queue grows as long as the run lasts.
 KEEPS_UP = 0.95
-_HEAD = "sweep point_id setting policy load simulated rest num_repeats".split()
+_HEAD_NAMES = "sweep point_id setting policy load simulated rest num_repeats"
+_HEAD = _HEAD_NAMES.split()
 _WORDS = ("sweep", "point_id", "setting", "policy", "simulated", "rest")
 _OFFERED = "offered_rate_rps"
 
@@ -125,12 +125,6 @@ def at_chosen(frame: pd.DataFrame) -> list[tuple[str, float, pd.DataFrame]]:
         rows = group if math.isnan(load) else group[group["load"] == load]
         made.append((str(setting), load, rows.drop_duplicates("policy")))
     return made
-
-
-def is_better(metric: Metric, one: float, other: float) -> bool:
-    """Whether the first figure is; of no metric that neither way is better."""
-    up = direction_of(metric.column).higher_is_better
-    return up is not None and (one > other if up else one < other)
 
 
 def load_text(frame: pd.DataFrame, load: float) -> str:

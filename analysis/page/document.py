@@ -18,11 +18,13 @@ from analysis.page import sections
 from analysis.page.markup import esc, figure, section
 from analysis.page.plots import Plots, plots_of
 from analysis.page.precisions import precisions_section
+from analysis.page.scheduling import scheduling_section
 from analysis.page.series import MAX_PLACES, Spec
 from analysis.page.speculation import speculation_section
 from analysis.page.verdicts import effects_section, first_screen
 from analysis.plots import shown
 from analysis.precision_plots import CAPTIONS
+from analysis.scheduling_plots import CAPTIONS as SCHEDULING_CAPTIONS
 from analysis.speculation_plots import CAPTIONS as SPECULATION_CAPTIONS
 from analysis.style import COLOURS, COLOURS_ON_DARK
 
@@ -45,6 +47,7 @@ def page(sweep: Sweep, points: pd.DataFrame, found: Answer | None = None) -> str
     sentences = found.sentences or _lone(points)
     said = [*caveats(sweep, points), *found.caveats, *(found.verdicts[0].caveats if found.verdicts else ())]
     parts = {
+        "scheduling": scheduling_section(found.scheduling, _figures(drawn, SCHEDULING_CAPTIONS)),
         "speculation": speculation_section(found.speculation, _figures(drawn, SPECULATION_CAPTIONS)),
         "precisions": precisions_section(found.precisions, _figures(drawn, CAPTIONS)),
         "effects": effects_section(

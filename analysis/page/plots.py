@@ -33,7 +33,7 @@ class Plots:
     Args:
         forests: verdicts, each metric's own, and effects.
         specs: what the page's script draws, by name: `interactions`, `frontier`, `latency`, `load`, `time`, and
-            those of precisions and of drafters.
+            those of precisions, of drafters and of policies.
         num_left_out: lines of `load` that there was no room for.
     """
 
@@ -63,6 +63,8 @@ def plots_of(sweep: Sweep, points: pd.DataFrame, found: Answer) -> Plots:
         specs |= precision_specs(sweep, found.precisions)
     if found.speculation is not None:
         specs |= speculation_specs(found.speculation)
+    if found.scheduling is not None:
+        specs |= found.scheduling.specs
     forests = [plot for one in found.verdicts for plot in verdict_plots(one)]
     return Plots(
         forests=(*forests, *effect_plots(found.changes, found.metric)),

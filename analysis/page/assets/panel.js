@@ -145,7 +145,7 @@ function ends(svg, shown, x, y, {right, top, bottom, width}) {
   for (const {s, px, py, at} of found) {
     const ink = `--ink:${colour(s.look)}`;
     make("path", {d: `M${(px + 5).toFixed(1)},${py.toFixed(1)}L${right + 2},${py.toFixed(1)}L${right + 10},${at.toFixed(1)}`,
-      class: "leader"}, svg);
+      class: "leader", fill: "none"}, svg);
     fitted(svg, {x: right + 12, y: at + 3.5, class: "label", style: ink}, s.name, width - right - 12);
   }
 }
