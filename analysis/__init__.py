@@ -13,6 +13,7 @@
     analysis.winners(sweep)                                  # which policy is best where, and who is not told from it
     analysis.fidelity(sweep)                                 # simulated against real points: errors and rankings
     analysis.capacity(sweep)                                 # the highest rate within the SLO, of each policy
+    analysis.timeline(sweep, "scheduler=srpt")               # one run, request by request; `write_timeline` draws it
     analysis.speculation(sweep)                              # speed-up, acceptance and break-even of each drafter
     analysis.effects(sweep)                                  # what each knob does, and each two together
 
@@ -28,6 +29,8 @@ from analysis.load import Sweep, load
 if TYPE_CHECKING:
     from analysis.comparison import compare
     from analysis.factors import effects
+    from analysis.lane_figures import write_timeline
+    from analysis.lanes import timeline
     from analysis.naming import attach, axes, labels, varying
     from analysis.precisions import precision
     from analysis.report import write_report
@@ -56,9 +59,11 @@ __all__ = [
     "precision",
     "scheduling",
     "speculation",
+    "timeline",
     "varying",
     "winners",
     "write_report",
+    "write_timeline",
 ]
 
 # No name here is also a module: importing that module would take the name over. `load` is safe, being bound last.
@@ -79,8 +84,10 @@ _HOME = {
     "points": "analysis.summary",
     "precision": "analysis.precisions",
     "speculation": "analysis.speculations",
+    "timeline": "analysis.lanes",
     "varying": "analysis.naming",
     "write_report": "analysis.report",
+    "write_timeline": "analysis.lane_figures",
 }
 
 

@@ -8,21 +8,26 @@ after it, for they are who may have overtaken it.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from analysis.baseline import PointKey
 from analysis.columns import OK, POINT_KEY, RUN_KEY
 from analysis.load import Sweep
 from analysis.machine_caveats import column_of
 from analysis.naming import labels
+from analysis.scheduling_answer import Scheduling
+from analysis.schedulings import at_chosen, load_text
 from analysis.summary import numbers
 
 Spec = dict[str, Any]
 # More lanes are thinner than a line.
 MAX_LANES = 160
+# To choose from on a page: more is hundreds of kilobytes.
+MAX_RUNS = 16
 # Of a window, the share of lanes that arrived before the worst request.
 _BEFORE = 0.25
 _PLACES = 240
@@ -184,12 +189,43 @@ def _round(value: float) -> float:
     return round(float(value), 4)
 
 
-def lanes_spec(sweep: Sweep, keys: Sequence[tuple[tuple[str, str], str, str]]) -> Spec | None:
+Chosen = tuple[PointKey, str, str]
+
+
+def chosen_runs(
+    points: pd.DataFrame, policies: Scheduling | None, notes: Mapping[str, str] | None = None
+) -> list[Chosen]:
+    """The points of which a run is drawn: of policies those under the chosen load of the first setting, else the
+    baseline, the best, the worst and the doubtful.
+
+    Args:
+        points: from `analysis.points`.
+        policies: of the sweep.
+        notes: from `analysis.page.timelines.remarks`; the baseline alone where None.
+
+    Returns:
+        (sweep, point_id), name and remark of each.
+    """
+    finished = points[points["num_repeats"] > 0].set_index(POINT_KEY)
+    if policies is not None and len(policies.frame):
+        setting, load, rows = at_chosen(policies.frame)[0]
+        at = ", ".join(part for part in (setting, load_text(policies.frame, load)) if part)
+        keys = [(str(row["sweep"]), str(row["point_id"])) for _, row in rows.iterrows()]
+        named = zip(keys, rows["policy"], strict=True)
+        return [(key, str(policy), at) for key, policy in named if key in finished.index][:MAX_RUNS]
+    if notes is None:
+        first = finished.sort_values("is_baseline", ascending=False, kind="stable").head(1)
+        return [(key, str(row["label"]), "") for key, row in first.iterrows()]
+    keys_of = {label: key for key, label in finished["label"].items()}
+    return [(keys_of[label], label, note) for label, note in notes.items() if label in keys_of][:MAX_RUNS]
+
+
+def lanes_spec(sweep: Sweep, keys: Sequence[Chosen]) -> Spec | None:
     """What the page draws: one run at a time, of these points.
 
     Args:
         sweep: from `analysis.load`.
-        keys: (sweep, point_id), name and remark of each, the first one drawn at first.
+        keys: from `chosen_runs`, the first one drawn at first.
     """
     runs = sweep.runs[sweep.runs["status"] == OK].drop_duplicates(POINT_KEY).set_index(POINT_KEY, drop=False)
     # Looked up run by run, tables of many runs are read many times.

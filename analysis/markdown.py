@@ -33,6 +33,8 @@ CAPTIONS = {
     "speculation": "Of each drafter: the share accepted of the drafts at each position that the verdict fell on; the "
     "speed-up of its best point at each batch size, measured (marks, with 95 % intervals) and predicted from measured "
     "costs (dotted); and predicted against measured for every point, the outer lines being 10 % off.",
+    "lanes": "One run, a lane a request, by arrival; thin is waiting. Of many requests, those around the one "
+    "of the longest end-to-end latency. `analysis.timeline` draws any other run.",
     "quality_against_speed": "Quality against speed, a panel a batch size: down and to the right is better, and the "
     "dashed line joins what nothing beats in both. Whiskers are 95 % intervals of the comparison with the baseline; "
     "what lies on the lower edge diverges by that or less.",
@@ -47,6 +49,7 @@ CAPTIONS = {
     "own where lengths differ much.",
 }
 TITLES = {
+    "lanes": "One run, request by request",
     "scheduling": "Policies under load",
     "scheduling_closer": "Policies under one load",
     "capacity": "Capacity",
@@ -130,7 +133,9 @@ def _cells(what: str, names: Sequence[str], columns: Sequence[Column]) -> str:
         texts = [f"**{cell.text}** {STAR}" if cell.is_best else cell.text for cell in cells]
         below = ["".join(f"<br>{line}" for line in cell.small) for cell in cells]
         rows.append([name, *(text + more for text, more in zip(texts, below, strict=True))])
-    return _table([what, *(f"{column.title} ({column.unit})" for column in columns)], rows)
+    return _table(
+        [what, *(f"{column.title} ({column.unit})" if column.unit else column.title for column in columns)], rows
+    )
 
 
 def _answers(found: Answer | None) -> list[str]:

@@ -17,9 +17,9 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-from analysis.style import COLOURS, DASHES, MARKERS, ink, place_labels
+from analysis.style import COLOURS, DASHES, MARKERS, ink, place_labels, wrap
 
 Spec = Mapping[str, Any]
 GREY = "#9aa0a6"
@@ -43,6 +43,8 @@ def panel_grid(rows: Sequence[Sequence[Spec]], legend: Sequence[Spec]) -> Figure
     wide, high = (2.6, 2.1) if not any(labelled) else (3.4, 3.0) if across > 1 else (6.8, 4.0)
     if has_names:
         wide, high = 4.2, 2.9
+    elif any("cats" in panel["y"] for panels in rows for panel in panels):
+        wide, high = 3.3, 2.5
     width = max(4.2, wide * across)
     longest = max((len(one["name"]) for one in legend), default=0)
     # Beside a few names there is room for few of a legend.
@@ -144,7 +146,7 @@ def _panel(ax: Axes, spec: Spec) -> None:
         ax.legend(_handles(spec["legend"], has_marks=True), names, loc="best", frameon=True, framealpha=0.8, fontsize=7)
     if spec.get("names"):
         _name_ends(ax, spec)
-    ax.set_title(spec["title"], loc="left", fontweight="bold", fontsize=8.5)
+    ax.set_title(wrap(spec["title"], 36), loc="left", fontweight="bold", fontsize=8.5)
 
 
 # Of the height of a plot, what a line of words takes.
@@ -192,8 +194,10 @@ def set_axis(ax: Axes, name: str, spec: Spec, values: Sequence[float]) -> None:
         return
     if spec.get("log") and values and min(values) > 0:
         (ax.set_xscale if name == "x" else ax.set_yscale)("log")
-        wide = max(values) > 500 * min(values)
-        axis.set_major_locator(LogLocator(subs=(1,) if wide else (1, 2, 5)))
+        wide = max(values) > (500 if name == "y" else 100) * min(values)
+        # Within a few times the same there is hardly a power of ten.
+        near = max(values) < 5 * min(values)
+        axis.set_major_locator(MaxNLocator(4) if near else LogLocator(subs=(1,) if wide else (1, 2, 5)))
         axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axis.set_minor_formatter(NullFormatter())
     if spec.get("tight"):

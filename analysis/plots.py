@@ -19,6 +19,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from analysis.columns import OK, RUN_KEY
+from analysis.lane_figures import lane_figure
+from analysis.lanes import chosen_runs, lanes_spec
 from analysis.load import Sweep
 from analysis.metrics import THROUGHPUT, TTFT_P50
 from analysis.naming import attach
@@ -57,6 +59,7 @@ def write_plots(
     drawn: dict[str, Callable[[], Figure | None]] = {
         **{name: functools.partial(scheduling_picture, policies, name) for name in PICTURES},
         **{name: functools.partial(draw, sweep, points, by_label) for name, draw in PLOTS.items()},
+        "lanes": lambda: _lanes(sweep, points, policies),
     }
     for name, draw in drawn.items():
         path = folder / f"{name}.png"
@@ -252,6 +255,12 @@ PLOTS: dict[str, Callable[[Sweep, pd.DataFrame, dict[str, Look]], Figure | None]
     "latency_distributions": latency_distributions,
     "kv_use": kv_use,
 }
+
+
+def _lanes(sweep: Sweep, points: pd.DataFrame, policies: Scheduling | None) -> Figure | None:
+    """One run, request by request: the first policy, or the baseline."""
+    spec = lanes_spec(sweep, chosen_runs(points, policies)[:1])
+    return lane_figure(spec["runs"][0]) if spec else None
 
 
 def _figure(width: float, height: float) -> Figure:

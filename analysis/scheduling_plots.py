@@ -265,7 +265,7 @@ def _clients(frame: pd.DataFrame, clients: pd.DataFrame, looks: dict[str, int]) 
                 for _, r in known.iterrows()
             ]
             at = ", ".join(part for part in (setting, load_text(frame, load)) if part)
-            made.append(_dots(_titled(at, "TTFT p90 by client"), "TTFT p90 (ms), lower and shorter is better", found))
+            made.append(_dots(_titled(at, "TTFT p90 by client"), "TTFT p90 (ms), lower is better", found))
     return made
 
 

@@ -82,7 +82,7 @@ def _winner(row: pd.Series | None, metric: Metric) -> Cell:
     if row["is_told"] is None:
         return Cell(text=row["best"], small=(figure, "too few repeats"))
     if len(alike) + 1 == row["num_policies"]:
-        return Cell(text="no difference", small=(figure, "between any"))
+        return Cell(text="no difference", small=("between any; seen best", f"{row['best']} {figure}"))
     more = f" +{len(alike) - _MAX_NAMED}" if len(alike) > _MAX_NAMED else ""
     return Cell(text=row["best"], small=(figure, f"or {', '.join(alike[:_MAX_NAMED])}{more}"))
 

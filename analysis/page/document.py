@@ -29,7 +29,7 @@ from analysis.speculation_plots import CAPTIONS as SPECULATION_CAPTIONS
 from analysis.style import COLOURS, COLOURS_ON_DARK
 
 _ASSETS = Path(__file__).parent / "assets"
-_SCRIPTS = ("svg.js", "panel.js", "timelines.js", "save.js", "page.js")
+_SCRIPTS = ("svg.js", "panel.js", "timelines.js", "lanes.js", "save.js", "page.js")
 _PARALLEL = "Means over all other settings, on a logarithmic scale: lines that are parallel do not interact."
 
 
@@ -57,6 +57,7 @@ def page(sweep: Sweep, points: pd.DataFrame, found: Answer | None = None) -> str
         "latency": _latency(drawn.specs.get("latency"), points),
         "load": _load(drawn.specs.get("load"), drawn.num_left_out),
         "time": _time(drawn.specs.get("time"), points),
+        "lanes": _lanes(drawn.specs.get("lanes")),
         "points": sections.points_section(points),
         "memory": sections.memory_section(sweep, points),
         "resources": sections.resources_section(sweep, points),
@@ -119,6 +120,11 @@ def _time(spec: Spec | None, points: pd.DataFrame) -> str:
     if len(spec["points"]) < ran:
         note += f" There are {len(spec['points'])} to choose from."
     return section("time", "Over a run", figure("time", spec), note)
+
+
+def _lanes(spec: Spec | None) -> str:
+    note = "A lane a request, by arrival; thin is waiting. Long lanes beside short ones were overtaken or preempted."
+    return section("lanes", "One run, request by request", figure("lanes", spec), note)
 
 
 def _some(points: pd.DataFrame, left: int) -> str:

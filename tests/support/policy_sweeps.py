@@ -79,10 +79,14 @@ def simulate(
         if not waiting and not running:
             now_s = due[0].arrival_s
             continue
-        ranked = sorted([*running, *waiting], key=lambda r: key(r, now_s)) if preemptive else [
-            *running,
-            *sorted(waiting, key=lambda r: key(r, now_s)),
-        ]
+        ranked = (
+            sorted([*running, *waiting], key=lambda r: key(r, now_s))
+            if preemptive
+            else [
+                *running,
+                *sorted(waiting, key=lambda r: key(r, now_s)),
+            ]
+        )
         seated, left = ranked[:SEATS], ranked[SEATS:]
         num_preempted = 0
         for request in left:

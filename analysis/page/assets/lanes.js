@@ -22,8 +22,8 @@ function lanes(body, spec, tip) {
     // One margin on the left for all, so that times stand under each other.
     lane_plot(holder, run, tip);
     below.textContent = "";
-    for (const one of run.panels) panel(html("div", {class: "panel"}, below), {height: 120, left: LANES_LEFT, names: true,
-      y: {label: one.label, min: 0}, room: LANES_RIGHT,
+    for (const one of run.panels) panel(html("div", {class: "panel"}, below), {height: 120, left: LANES_LEFT,
+      right: LANES_RIGHT, names: true, y: {label: one.label, min: 0},
       x: {label: "time (s)", min: run.from, max: run.until, tight: true}, series: one.series}, hidden, tip);
   };
   box.addEventListener("change", draw);

@@ -1,5 +1,6 @@
 // One plot: axes, series (lines, steps, areas, marks with whiskers), labels that give way to each other, and a pointer
-// that says what lies under it. With `names`, each line ends in its name, to the right of the plot. A series: {name, look, x, y, xlo, xhi, ylo, yhi, step, area, line, mark, label}.
+// that says what lies under it. With `names`, each line ends in its name, to the right of the plot. Margins `left` and
+// `right` are as wide as it takes, unless told. A series: {name, look, x, y, xlo, xhi, ylo, yhi, step, area, line, mark, label}.
 "use strict";
 
 function panel(holder, spec, hidden, tip) {
@@ -14,7 +15,8 @@ function panel(holder, spec, hidden, tip) {
   const measure = make("g", {class: "tick"}, svg);
   const widest = Math.max(...y.ticks.map(t => make("text", {}, measure, y.text(t)).getComputedTextLength()), 8);
   measure.remove();
-  const left = Math.ceil(widest) + 26, right = width - 12 - (spec.names ? endRoom(svg, shown, width) : 0);
+  const left = spec.left ?? Math.ceil(widest) + 26;
+  const right = width - (spec.right ?? 12 + (spec.names ? endRoom(svg, shown, width) : 0));
   const x = scale(spec.x, pick(["x", "xlo", "xhi"]), left, right);
   axes(svg, spec, x, y, left, right, top, bottom);
   const plot = make("g", {}, svg), taken = [];
