@@ -130,7 +130,7 @@ def _against_load(frame: pd.DataFrame, metrics: Sequence[Metric], looks: dict[st
             for policy, own in group.dropna(subset=["load"]).groupby("policy", sort=False):
                 own = own.sort_values("load").drop_duplicates("load")
                 whisker = {
-                    key: figures(own[f"{metric.column}_{end}"].clip(lower=0), metric.scale)
+                    key: figures(np.maximum(0, own[f"{metric.column}_{end}"].to_numpy(dtype=float)), metric.scale)
                     for key, end in (("ylo", "low"), ("yhi", "high"))
                 }
                 y = figures(own[metric.column], metric.scale)

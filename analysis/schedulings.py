@@ -65,7 +65,6 @@ def scheduling(sweep: Sweep) -> pd.DataFrame:
         "load_name": rows.load_name,
         "is_rate": rows.is_rate,
         "policies": list(dict.fromkeys(made["policy"])),
-        "metrics": [metric for metric in SCHEDULING_METRICS if metric.column in made],
         "confidence": CONFIDENCE,
     }
     made.attrs["chosen"] = {

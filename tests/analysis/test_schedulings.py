@@ -20,14 +20,15 @@ from policy_sweeps import write_capacity, write_policies, write_table
 from rich.console import Console
 
 import analysis
-from analysis.answer import answer
+from analysis import plots
+from analysis.answer import Answer, answer
 from analysis.columns import DESCRIPTIONS, TABLES
 from analysis.figures import write_figures
 from analysis.markdown import markdown
 from analysis.metrics import metric_of
 from analysis.page import page
 from analysis.plots import write_plots
-from analysis.scheduling_answer import scheduling_answer
+from analysis.scheduling_answer import Scheduling, scheduling_answer
 from analysis.scheduling_clients import client_tails
 from analysis.scheduling_rows import has_scheduling, rows_of
 from analysis.scheduling_table import OFF
@@ -43,6 +44,13 @@ def swept(tmp_path_factory: pytest.TempPathFactory) -> analysis.Sweep:
     write_policies(folder, rates=(4, 12), workloads=("chat", "code"), num_requests=24)
     write_capacity(folder, {"fcfs": 3.0, "srpt": 5.0, "sjf": 4.0})
     return analysis.load(folder)
+
+
+@pytest.fixture(scope="module")
+def found(swept: analysis.Sweep) -> Scheduling:
+    made = scheduling_answer(swept)
+    assert made is not None
+    return made
 
 
 @pytest.fixture(scope="module")
@@ -156,7 +164,7 @@ def test_equal_policies_are_seldom_told_apart() -> None:
 
 
 def test_of_one_repeat_nothing_is_told(tmp_path: Path) -> None:
-    sweep = analysis.load(write_policies(tmp_path / "one", rates=(12,), repeats=1, num_requests=16))
+    sweep = analysis.load(write_policies(tmp_path / "one", rates=(12,), repeats=1, num_requests=40))
     found = analysis.winners(sweep)
     told = found["is_told"].map(lambda value: value is None or value is False)
     assert told.all() and found["is_told"].isna().any()
@@ -265,10 +273,11 @@ def test_tails_by_client_are_over_all_repeats(swept: analysis.Sweep) -> None:
     assert first["num_clients"] == len(each)
 
 
-def test_reports_say_who_wins_and_how_true_a_simulation_is(both_lives: analysis.Sweep, swept: analysis.Sweep) -> None:
-    found = answer(swept)
-    points = analysis.points(swept)
-    text = markdown(swept, points, {}, found)
+def test_reports_say_who_wins_and_how_true_a_simulation_is(
+    both_lives: analysis.Sweep, swept: analysis.Sweep, found: Scheduling
+) -> None:
+    said = Answer(verdicts=(), changes=None, sentences=found.sentences, scheduling=found)
+    text = markdown(swept, analysis.points(swept), {}, said)
     for head in ("## Scheduling", "### Who wins: workload=chat", "### All policies", "### Capacity within the SLO"):
         assert head in text
     assert "highest rate within the SLO is **5 req/s** by scheduler=srpt" in text
@@ -282,28 +291,28 @@ def test_reports_say_who_wins_and_how_true_a_simulation_is(both_lives: analysis.
     assert "Simulated against real" in printed and "Ranking of policies" in printed and OFF in printed
 
 
-def test_every_plot_of_policies_is_drawn_everywhere(swept: analysis.Sweep, tmp_path: Path) -> None:
-    found = answer(swept)
+def test_every_plot_of_policies_is_drawn_everywhere(
+    swept: analysis.Sweep, found: Scheduling, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = Answer(verdicts=(), changes=None, sentences=found.sentences, scheduling=found)
     points = analysis.points(swept)
-    text = page(swept, points, found)
-    assert found.scheduling is not None
-    assert set(found.scheduling.specs) >= {
+    text = page(swept, points, said)
+    assert set(found.specs) >= {
         *(f"scheduling-{name}" for name in ("ttft", "itl", "e2e", "normalized", "goodput", "cdf", "fairness")),
         *("scheduling-clients", "scheduling-capacity"),
     }
-    for name, spec in found.scheduling.specs.items():
+    for name, spec in found.specs.items():
         assert f'data-name="{name}"' in text
         json.dumps(spec, allow_nan=False)
-    drawn = write_plots(swept, points, tmp_path, found.scheduling)
-    assert {"scheduling", "scheduling_closer", "capacity", "lanes"} <= set(drawn)
-    small = replace(swept, runs=swept.runs[swept.runs["cfg.workload"] == "chat"])
-    figures = write_figures(small, analysis.points(small), replace(answer(small), verdicts=()), tmp_path / "svg")
-    assert {"scheduling-ttft.svg", "scheduling-cdf.svg", "lanes.svg"} <= {path.name for path in figures}
+    monkeypatch.setattr(plots, "PLOTS", {})
+    drawn = write_plots(swept, points, tmp_path, found)
+    assert set(drawn) == {"scheduling", "scheduling_closer", "capacity", "lanes"}
+    few = {name: found.specs[f"scheduling-{name}"] for name in ("ttft", "cdf", "clients")}
+    made = write_figures(swept, points, replace(said, scheduling=replace(found, specs=few)), tmp_path / "svg")
+    assert {*(f"{name}.svg" for name in few), "lanes.svg"} <= {path.name for path in made}
 
 
-def test_a_policy_has_one_look_in_all_plots(swept: analysis.Sweep) -> None:
-    found = scheduling_answer(swept)
-    assert found is not None
+def test_a_policy_has_one_look_in_all_plots(found: Scheduling) -> None:
     looks: dict[str, set[int]] = {}
     for spec in found.specs.values():
         for panel in spec["panels"]:
@@ -321,7 +330,8 @@ def test_old_folders_without_the_new_columns_still_report(swept: analysis.Sweep)
     )
     frame = scheduling(old)
     assert len(frame) == 12 and "jain_fairness_fraction" not in frame and set(_FIGURES) <= set(frame)
-    assert "Who wins" in page(old, analysis.points(old))
+    made = scheduling_answer(old)
+    assert made is not None and any(table.title.startswith("Who wins") for table in made.tables)
 
 
 def test_every_new_column_is_read_and_described() -> None:
