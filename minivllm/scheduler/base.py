@@ -7,7 +7,7 @@ The mechanism in `scheduler.py` executes what a policy says in its order, finds 
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -31,8 +31,6 @@ class SchedulerState:
     num_available_blocks: int
     num_blocks: int
     block_size: int
-    # How many of a waiting request's first tokens the prefix cache holds.
-    num_cached_tokens: Callable[[RequestView], int] | None = None
 
 
 @dataclass(frozen=True, slots=True)
