@@ -112,8 +112,8 @@ class Request:
         eos_token_ids: end tokens of the model; empty when the request ignores them.
         priority: lower is served first, by the policies that look at it.
         client_id: who sent it, for fairness.
-        predicted_output_tokens: what is known of its length; where None a predictor says it, and `max_tokens` where there
-            is none.
+        predicted_output_tokens: what is known of its length; None leaves it to a predictor, and without one it is
+            `max_tokens`.
         parent_id: the request whose prompt it shares (`n` > 1), None for the first of them.
 
     Invariants: `0 <= num_computed_tokens < num_tokens` while unfinished: the K/V of positions
