@@ -60,7 +60,8 @@ class Measurement:
         runner = engine.runner
         roofline = Roofline.of(runner, engine.memory(), engine.block_size)
         engine.runner = seen = SeenRunner(runner)
-        self._observer = Observer(seen, roofline, meters.energy, report, len(self.items))
+        simulated = self._settings.engine.simulation is not None
+        self._observer = Observer(seen, roofline, meters.energy, report, len(self.items), looks_at_memory=not simulated)
         self._sensors = meters.sensors("start")
         meters.energy.start()
         try:
