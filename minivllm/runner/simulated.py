@@ -73,6 +73,8 @@ class SimulatedRunner:
         )
         self._drafter = _synthetic(config)
         self._end_s = 0.0
+        # Steps take no time, and are none of the step-time model's business.
+        self.is_warming_up = False
         # What a running request gets each time, made once.
         self._samples: dict[int, SampledTokens] = {}
 
@@ -84,7 +86,8 @@ class SimulatedRunner:
             stops = new.sampling_params.stop_token_ids
             token_id = next(i for i in count() if i not in stops)
             samples[new.request_id] = SampledTokens(request_id=new.request_id, token_ids=(token_id,))
-        took_s = self.step_time.step_s(step_work(plan)) if plan.chunks else 0.0
+        counts = bool(plan.chunks) and not self.is_warming_up
+        took_s = self.step_time.step_s(step_work(plan)) if counts else 0.0
         assert took_s >= 0, f"a step of {took_s} s"
         self._end_s = max(self._clock.now_s(), self._end_s) + took_s
         if self._drafter is None:
