@@ -68,20 +68,22 @@ class ModelSizes:
         head = spec.vocab_size * hidden
         projections = {f"layers.{i}.{part}": count for i in range(spec.num_layers) for part, count in parts.items()}
         skipped = _skipped(projections, quantization.skip, spec.num_layers)
+        # What stays as it is has the dtype that all weights have.
+        plain = scheme.bits_of("") if scheme.name == "none" else 8 * size
         stored = {
-            name: round(count * (8 * size if name in skipped else scheme.bits_of(name)) / 8)
+            name: round(count * (plain if name in skipped else scheme.bits_of(name)) / 8)
             for name, count in (projections | {"lm_head": head}).items()
         }
         covered = (projections | {"lm_head": head}).keys() - skipped
         num_weights = sum(count for name, count in (projections | {"lm_head": head}).items() if name in covered)
         num_bytes = sum(stored[name] for name in covered)
-        lossy = quantization.is_lossy
+        in_codes = scheme.name != "none"
         # Norms and biases.
         small = 2 * hidden
         small += 2 * spec.head_dim if spec.qk_norm else 0
         small += q_size + 2 * kv_size if spec.attention_bias else 0
         small += hidden if spec.output_bias else 0
-        shares = spec.tie_word_embeddings and stored["lm_head"] == head * size
+        shares = spec.tie_word_embeddings and (not in_codes or "lm_head" in skipped)
         return cls(
             dtype=dtype,
             product_dtype=scheme.product_dtype,
@@ -94,8 +96,8 @@ class ModelSizes:
                 name=scheme.name,
                 num_weights=num_weights,
                 num_bytes=num_bytes,
-                num_quantized_weights=num_weights if lossy else 0,
-                num_quantized_bytes=num_bytes if lossy else 0,
+                num_quantized_weights=num_weights if in_codes else 0,
+                num_quantized_bytes=num_bytes if in_codes else 0,
             ),
         )
 
@@ -134,8 +136,8 @@ class _Scheme:
         if name == "none":
             found = {"code_bits": 8 * DTYPE_BYTES[kwargs.get("weight_dtype") or dtype]}
         elif name in ("int4", "gptq", "awq"):
-            # A scale of 16 bits, and a zero as wide where codes are not symmetric.
-            scale_bits = 16 if kwargs.get("symmetric") else 32
+            # A scale of 16 bits, and a zero of 8 where codes are not symmetric.
+            scale_bits = 16 if kwargs.get("symmetric") else 24
             found = {"code_bits": 4, "scale_bits": scale_bits, "group_size": int(kwargs.get("group_size") or 64)}
         elif name == "nf4":
             # QLoRA (arXiv 2305.14314), section 3: a float32 a block, or 8 bits and a share of a second float32.
