@@ -1,4 +1,4 @@
-"""What must hold in every run, real or simulated, whatever the policy: rows of `requests` and `steps` against each other.
+"""What must hold in every run, real or simulated, whatever the policy: the rows of its tables against each other.
 
 Rows are mappings, as of `DataFrame.to_dict("records")`; those of the warm-up are passed over.
 """
