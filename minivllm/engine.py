@@ -158,7 +158,7 @@ class Engine:
         start_s = self.clock.now_s()
         plan = scheduler.schedule(now_s=start_s)
         # A chunk that reaches past the prompt decodes; without a KV cache every chunk starts at 0 and prefills.
-        num_decode_tokens = sum(decodes(chunk) for chunk in plan.chunks)
+        num_decode_tokens = len(plan.decodes) + sum(decodes(chunk) for chunk in plan.others)
         planned_s = self.clock.now_s()
         launched = self.runner.launch(plan)
         if self._overlap:
@@ -199,6 +199,7 @@ class Engine:
             num_preemptions=scheduler.num_preemptions - preemptions,
             num_recomputed_tokens=scheduler.num_recomputed_tokens - recomputed,
             num_compilations=0 if result is None else result.num_compilations,
+            idle_until_s=plan.idle_until_s,
             emitted=commit.emitted,
             finished=commit.finished,
         )
