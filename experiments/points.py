@@ -18,6 +18,7 @@ from minivllm.config import (
     EngineConfig,
     ExecutionConfig,
     ModelConfig,
+    PreemptionConfig,
     QuantizationConfig,
     SchedulerConfig,
     SpeculationConfig,
@@ -29,6 +30,8 @@ from minivllm.sampling_params import SamplingParams
 GROUPS = (
     "model",
     "scheduler",
+    "victim",
+    "preemption",
     "cache",
     "quantization",
     "speculation",
@@ -143,7 +146,9 @@ def freeze(config: Mapping[str, Any]) -> RunSettings:
     require(label is None or isinstance(label, str), "label", label, "null or a name")
     model = _fields(config, "model", ModelConfig)
     model["path"], model["tokenizer"] = located(model.get("path")), located(model.get("tokenizer"))
-    scheduler, policy = _split(config, "scheduler", SchedulerConfig, "policy")
+    scheduler, policy = _split(config, "scheduler", SchedulerConfig, "policy", "victim")
+    victim = _component(dict(config["victim"]), "victim")
+    preemption, mode = _split(config, "preemption", PreemptionConfig, "mode")
     cache, eviction = _split(config, "cache", CacheConfig, "eviction")
     quantization, scheme = _split(config, "quantization", QuantizationConfig, "scheme")
     if isinstance(scheme.kwargs.get("calibration"), Mapping):
@@ -154,7 +159,8 @@ def freeze(config: Mapping[str, Any]) -> RunSettings:
     return RunSettings(
         engine=EngineConfig(
             model=ModelConfig(**model),
-            scheduler=SchedulerConfig(**scheduler, policy=policy),
+            scheduler=SchedulerConfig(**scheduler, policy=policy, victim=victim),
+            preemption=PreemptionConfig(**preemption, mode=mode),
             cache=CacheConfig(**cache, eviction=eviction),
             quantization=QuantizationConfig(**quantization, scheme=scheme),
             speculation=_speculation(config),
@@ -193,9 +199,9 @@ def _speculation(config: Mapping[str, Any]) -> SpeculationConfig:
     return SpeculationConfig(**own, drafter=drafter, length=_component(dict(config["draft_length"]), "draft_length"))
 
 
-def _split(config: Mapping[str, Any], group: str, kind: type, part: str) -> tuple[dict[str, Any], Component]:
-    """A node with `_target_`: fields of the dataclass to it, the rest to the component."""
-    names = {f.name for f in dataclasses.fields(kind)} - {part}
+def _split(config: Mapping[str, Any], group: str, kind: type, *parts: str) -> tuple[dict[str, Any], Component]:
+    """A node with `_target_`: fields of the dataclass to it, but for its parts; the rest to the component."""
+    names = {f.name for f in dataclasses.fields(kind)} - {*parts}
     node = dict(config[group])
     own = {key: node.pop(key) for key in list(node) if key in names}
     return own, _component(node, group)

@@ -40,6 +40,14 @@ class BlockCopy:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class BlockSwap:
+    """All that is kept of block `block_id` goes to slot `slot` of host memory, or comes from there."""
+
+    block_id: int
+    slot: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Chunk:
     """Tokens `[start, start + num_tokens)` of one request run in this step."""
 
@@ -54,8 +62,12 @@ class Chunk:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StepPlan:
-    """One step of the engine. The runner applies `released`, `new_rows`, `table_updates` and `copies`, in this order,
-    then runs the chunks."""
+    """One step of the engine. The runner applies `released`, `new_rows`, `table_updates`, `swaps_out`, `copies` and
+    `swaps_in`, in this order, then runs the chunks.
+
+    What leaves the device leaves it before anything is written there. No copy reads a block that comes back in the same
+    step, and no slot is both written and read in one.
+    """
 
     step: int
     released: tuple[int, ...]
@@ -63,10 +75,17 @@ class StepPlan:
     table_updates: tuple[TableUpdate, ...]
     copies: tuple[BlockCopy, ...]
     chunks: tuple[Chunk, ...]
+    swaps_out: tuple[BlockSwap, ...] = ()
+    swaps_in: tuple[BlockSwap, ...] = ()
 
     @property
     def num_tokens(self) -> int:
         return sum(chunk.num_tokens for chunk in self.chunks)
+
+    @property
+    def num_swapped_blocks(self) -> int:
+        """Blocks that move between device and host, either way."""
+        return len(self.swaps_out) + len(self.swaps_in)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -136,6 +155,8 @@ class StepReport:
     num_evictions: int
     num_preemptions: int
     num_recomputed_tokens: int
+    # Both ways.
+    num_swapped_blocks: int = 0
     num_draft_tokens: int = 0
     num_accepted_tokens: int = 0
     # Requests whose drafts were verified, and the parts of the step; None where there were none.

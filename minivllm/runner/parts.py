@@ -19,6 +19,7 @@ from minivllm.models.llama import Llama, tensor_shapes
 from minivllm.models.loader import resolve_dtype
 from minivllm.quantization.base import LinearTarget, QuantizationScheme
 from minivllm.runner.base import MemoryReport
+from minivllm.runner.block_moves import BlockMoves
 from minivllm.runner.kernels import attention_of, make_ops, resolve_kernels
 from minivllm.speculation.base import Drafter
 from minivllm.speculation.model import ModelDrafter
@@ -34,7 +35,8 @@ class Parts:
     """The parts, made to fit each other.
 
     `kv_cache` is [num_layers, num_blocks, block_size, 2, num_kv_heads, head_dim]; `features`, where a drafter wants
-    them, [num_blocks * block_size, hidden_size]: the final hidden state of the token in each slot.
+    them, [num_blocks * block_size, hidden_size]: the final hidden state of the token in each slot. `moves` knows all
+    that is kept of a block, by the drafter too, and has room for `num_swap_blocks` of them in host memory.
     """
 
     device: torch.device
@@ -47,6 +49,8 @@ class Parts:
     attention: AttentionBackend
     drafter: Drafter | None
     features: Tensor | None
+    moves: BlockMoves
+    num_swap_blocks: int
 
     @property
     def num_blocks(self) -> int:
@@ -67,16 +71,6 @@ class Parts:
             peak_reserved_bytes=torch.cuda.max_memory_reserved() if cuda else None,
             precision=self.model.precision,
         )
-
-    def copy_blocks(self, sources: Tensor, targets: Tensor) -> None:
-        """Copy K/V of whole blocks, [n] int64 each. None is both source and target: targets are fresh, and sources were
-        computed before."""
-        self.kv_cache.index_copy_(1, targets, self.kv_cache.index_select(1, sources))
-        if self.features is not None:
-            features = self.features.view(self.num_blocks, -1)
-            features.index_copy_(0, targets, features.index_select(0, sources))
-        if isinstance(self.drafter, ModelDrafter):
-            self.drafter.copy_blocks(sources, targets)
 
     def scrub(self, block_table: np.ndarray) -> None:
         """Make numbers of the K/V of a request that failed: its blocks go back to the pool, where a stray NaN would
@@ -155,8 +149,13 @@ def make_parts(config: EngineConfig, kernels: str) -> Parts:
     features = None
     if wants_features:
         features = torch.zeros((kv_cache.shape[1] * size, spec.hidden_size), dtype=dtype, device=device)
+    kept = [kv_cache.transpose(0, 1)]
+    if features is not None:
+        kept.append(features.view(kv_cache.shape[1], size, -1))
     if isinstance(drafter, ModelDrafter):
         drafter.allocate(kv_cache.shape[1])
+        kept += drafter.block_tensors()
+    num_swap_blocks = _num_swap_blocks(config, bytes_per_block)
     shape = AttentionShape(
         num_layers=spec.num_layers,
         num_heads=spec.num_heads,
@@ -178,6 +177,8 @@ def make_parts(config: EngineConfig, kernels: str) -> Parts:
         attention=backend.make("attention", shape=shape, kv_cache=kv_cache),
         drafter=drafter,
         features=features,
+        moves=BlockMoves(kept, num_swap_blocks),
+        num_swap_blocks=num_swap_blocks,
     )
 
 
@@ -247,6 +248,22 @@ def _num_blocks(
     if affordable < 1:
         raise ValueError(f"{key}: must hold one block of {cache.block_size} tokens, {bytes_per_block} bytes")
     return min(affordable, most)
+
+
+def _num_swap_blocks(config: EngineConfig, bytes_per_block: int) -> int:
+    """Blocks that fit into host memory: as asked, or as many as its bytes hold."""
+    preemption = config.preemption
+    if preemption.num_swap_blocks is not None:
+        return preemption.num_swap_blocks
+    if preemption.swap_bytes is None:
+        return 0
+    affordable = preemption.swap_bytes // bytes_per_block
+    if affordable < 1:
+        raise ValueError(
+            f"preemption.swap_bytes={preemption.swap_bytes}: must hold one block of {config.cache.block_size} tokens, "
+            f"{bytes_per_block} bytes"
+        )
+    return affordable
 
 
 def _free_bytes(config: EngineConfig, model: Llama, device: torch.device) -> int:

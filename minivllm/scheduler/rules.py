@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import NoReturn
 
 from minivllm.config import SchedulerConfig
-from minivllm.request import Request
+from minivllm.request import Request, RequestView
 from minivllm.scheduler.base import Allotment, PolicyError, SchedulingPolicy
+from minivllm.scheduler.victims.base import VictimPolicy
 
 
 def check_plan(
@@ -42,6 +43,18 @@ def check_plan(
     if spent > config.max_num_batched_tokens:
         break_rule(policy, "token budget", f"{spent} tokens are planned, {config.max_num_batched_tokens} allowed")
     return plan
+
+
+def check_victim(chosen: RequestView, candidates: Sequence[Request], victims: VictimPolicy) -> Request:
+    """The chosen one.
+
+    Raises:
+        PolicyError: it is none of the candidates.
+    """
+    for candidate in candidates:
+        if candidate is chosen:
+            return candidate
+    raise PolicyError(f"victim={type(victims).__name__}: breaks the rule of victims: {chosen!r} is no candidate")
 
 
 def break_rule(policy: SchedulingPolicy, rule: str, what: str) -> NoReturn:

@@ -5,9 +5,9 @@ A plan may be scheduled while the one before it still runs: `advance` takes what
 There is no prefill phase and no decode phase. A request has `num_tokens` known and `num_computed_tokens` in the cache;
 a step computes some of the difference, and when it reaches the newest token, one more is sampled.
 
-Preemption is by recompute: a victim gives its blocks back and waits, its tokens kept. It cannot livelock: requests are
-served in the policy's order, victims come only from those not yet served in this step, and a request that would not
-fit the whole pool alone is never let in.
+A victim gives its blocks back and waits, its tokens kept; its K/V is forgotten, or waits in host memory. Preemption
+cannot livelock, whoever is chosen: requests are served in the policy's order, victims come only from those not yet
+served in this step, one that is left alone fits the pool, and whoever was let in gets a token before it needs a block.
 """
 
 from __future__ import annotations
@@ -22,7 +22,9 @@ from minivllm.request import FinishReason, Request, RequestStatus
 from minivllm.scheduler.base import SchedulerState, SchedulingPolicy
 from minivllm.scheduler.builder import Commit, PlanBuilder
 from minivllm.scheduler.drafting import Drafting
-from minivllm.scheduler.rules import break_rule, check_plan
+from minivllm.scheduler.rules import break_rule, check_plan, check_victim
+from minivllm.scheduler.swapping import Swapping
+from minivllm.scheduler.victims.base import VictimPolicy
 
 
 class Scheduler:
@@ -30,8 +32,10 @@ class Scheduler:
 
     Args:
         config: budgets.
-        policy: order and victims.
+        policy: order.
         tables: block tables of running requests.
+        victims: chooses who is preempted.
+        swapping: knows what becomes of a victim's K/V.
         reuse_kv: False forgets all K/V after each token (the baseline without a KV cache).
         drafting: hands out drafts; None where nothing is speculated.
     """
@@ -41,6 +45,8 @@ class Scheduler:
         config: SchedulerConfig,
         policy: SchedulingPolicy,
         tables: BlockTables,
+        victims: VictimPolicy,
+        swapping: Swapping,
         *,
         reuse_kv: bool = True,
         drafting: Drafting | None = None,
@@ -48,6 +54,8 @@ class Scheduler:
         self.config = config
         self.policy = policy
         self.tables = tables
+        self.victims = victims
+        self.swapping = swapping
         self.reuse_kv = reuse_kv
         self.drafting = drafting
         self.running: list[Request] = []
@@ -60,7 +68,7 @@ class Scheduler:
         self._released: list[int] = []
         self._step = 0
         self._watermark_blocks = math.ceil(config.watermark_fraction * tables.pool.num_blocks)
-        # Requests that were preempted and have not come back: how far each had got.
+        # Requests whose K/V was forgotten, and is not all computed again: how far each had got.
         self._lost: dict[int, int] = {}
 
     # Requests in and out
@@ -128,6 +136,7 @@ class Scheduler:
             break_rule(
                 self.policy, "progress", f"nothing is scheduled while {len(self._requests)} requests are unfinished"
             )
+        self.swapping.settle()
         released, self._released = tuple(self._released), []
         self._step += 1
         return StepPlan(
@@ -137,6 +146,8 @@ class Scheduler:
             table_updates=tuple(builder.updates),
             copies=tuple(builder.copies),
             chunks=tuple(builder.chunks),
+            swaps_out=tuple(builder.swaps_out),
+            swaps_in=tuple(builder.swaps_in),
         )
 
     def _chunk_size(self, remaining: int, wanted: int | None, builder: PlanBuilder) -> int:
@@ -161,7 +172,7 @@ class Scheduler:
         needed = self.tables.blocks_to_grow(request.request_id, end)
         while needed > self.tables.pool.num_available:
             victim = self._victim(builder, now_s)
-            self._preempt(victim)
+            self._preempt(victim, builder, now_s)
             # Whoever was just put out would be let in again at once.
             builder.closed = True
             if victim is request:
@@ -185,11 +196,11 @@ class Scheduler:
         if parent is not None and parent.status is RequestStatus.ENDING:
             # It holds nothing any more.
             parent = None
-        if parent is not None and parent.num_computed_tokens < request.num_prompt_tokens:
-            # Its prompt is being computed by the first of the siblings: wait and share.
+        if parent is not None and self._must_wait(parent, request, builder):
             return
         shared, num_kept = self._shareable(request, parent)
-        num_tokens = self._chunk_size(request.num_tokens - num_kept, wanted, builder)
+        start = max(num_kept, request.num_computed_tokens)
+        num_tokens = self._chunk_size(request.num_tokens - start, wanted, builder)
         if num_tokens == 0:
             builder.closed = True
             return
@@ -201,10 +212,11 @@ class Scheduler:
             if victim is parent or self.policy.key(victim, now_s) <= self.policy.key(request, now_s):
                 builder.closed = True
                 return
-            self._preempt(victim)
+            self._preempt(victim, builder, now_s)
             # Its blocks may have been among the shared ones, or have become so.
             shared, num_kept = self._shareable(request, parent)
-            num_tokens = self._chunk_size(request.num_tokens - num_kept, wanted, builder)
+            start = max(num_kept, request.num_computed_tokens)
+            num_tokens = self._chunk_size(request.num_tokens - start, wanted, builder)
 
         request_id = request.request_id
         self.tables.open(request_id, shared, request.num_tokens, num_kept)
@@ -214,7 +226,9 @@ class Scheduler:
         del self.waiting[request_id]
         self.running.append(request)
         request.status = RequestStatus.RUNNING
-        request.num_computed_tokens = num_kept
+        request.num_computed_tokens = start
+        if len(request.resumed_at_s) < len(request.preempted_at_s):
+            request.resumed_at_s.append(now_s)
         if request.first_scheduled_s is None:
             request.first_scheduled_s = now_s
             # What the cache gave; blocks of a sibling are no hit.
@@ -230,7 +244,15 @@ class Scheduler:
         )
         table = tuple(self.tables.table(request_id))
         builder.updates.append(TableUpdate(request_id=request_id, first=0, block_ids=table))
+        self.swapping.swap_in(request, len(shared), builder)
         self._add_chunk(request, num_tokens, builder)
+
+    def _must_wait(self, parent: Request, request: Request, builder: PlanBuilder) -> bool:
+        """Whether the prompt that siblings share is not in blocks yet: it is being computed by the first of them, or
+        its blocks are in host memory, or on their way from there."""
+        if parent.status is not RequestStatus.RUNNING or parent.request_id in builder.swapped_in:
+            return True
+        return parent.num_computed_tokens < request.num_prompt_tokens
 
     def _shareable(self, request: Request, parent: Request | None) -> tuple[list[int], int]:
         """Blocks that a waiting request can take over, and how many of their positions it keeps as they are."""
@@ -260,16 +282,14 @@ class Scheduler:
 
     def _victim(self, builder: PlanBuilder, now_s: float) -> Request:
         candidates = [r for r in self.running if r.request_id not in builder.scheduled]
-        chosen = self.policy.victim(candidates, now_s)
-        victim = self._requests.get(chosen.request_id)
-        if victim is None or victim not in candidates:
-            break_rule(self.policy, "victims", f"request {chosen.request_id} is no candidate")
-        return victim
+        return check_victim(self.victims.choose(candidates, self.policy, now_s), candidates, self.victims)
 
-    def _preempt(self, request: Request) -> None:
+    def _preempt(self, request: Request, builder: PlanBuilder, now_s: float) -> None:
+        if not self.swapping.swap_out(request, builder):
+            self._lost[request.request_id] = max(request.num_computed_tokens, self._lost.get(request.request_id, 0))
+            request.num_computed_tokens = 0
         self._leave(request)
-        self._lost[request.request_id] = request.num_computed_tokens
-        request.num_computed_tokens = 0
+        request.preempted_at_s.append(now_s)
         request.num_preemptions += 1
         self.num_preemptions += 1
         request.status = RequestStatus.WAITING
@@ -369,6 +389,7 @@ class Scheduler:
         del self._requests[request.request_id]
         request.drop_pending_token()
         self._lost.pop(request.request_id, None)
+        self.swapping.forget(request.request_id)
         self.tables.forget(request.request_id)
         if self.drafting is not None:
             self.drafting.forget(request.request_id)
@@ -381,6 +402,7 @@ class Scheduler:
     def check(self) -> None:
         """Assert every invariant of queues, tables and pool: for tests and for an idle engine."""
         self.tables.check()
+        self.swapping.check(self._requests)
         running = {r.request_id for r in self.running}
         assert len(running) == len(self.running) <= self.config.max_num_seqs
         assert not running & set(self.waiting)
