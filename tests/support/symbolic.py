@@ -71,7 +71,7 @@ class SymbolicRunner:
         self.seeds: dict[int, int] = {}
         self.num_computed_tokens = 0
         self.num_copies = 0
-        self.num_swaps_in = 0
+        self.num_swaps_out = self.num_swaps_in = 0
 
     def launch(self, plan: StepPlan) -> Done:
         """The row keeps the token at once, as a device does; the host gets it when it waits."""
@@ -114,6 +114,7 @@ class SymbolicRunner:
         assert len(back) == len(plan.swaps_in) and not back & {c.source for c in plan.copies}
         assert not {c.source for c in plan.copies} & {c.target for c in plan.copies}
         for swap in plan.swaps_out:
+            self.num_swaps_out += 1
             self.host[swap.slot] = self.slots[self._slots_of(swap.block_id)]
         for copy in plan.copies:
             self.slots[self._slots_of(copy.target)] = self.slots[self._slots_of(copy.source)]
