@@ -64,8 +64,8 @@ class Engine:
             config.scheduler,
             policy,
             self._tables,
-            config.scheduler.victim.make("victim", VictimPolicy),
-            Swapping(mode, HostSlots(runner.num_swap_blocks), self._tables),
+            victims=config.scheduler.victim.make("victim", VictimPolicy),
+            swapping=Swapping(mode, HostSlots(runner.num_swap_blocks), self._tables),
             reuse_kv=config.cache.reuse_kv,
             drafting=drafting,
         )
@@ -169,7 +169,7 @@ class Engine:
         start_s = self.clock.now_s()
         plan = scheduler.schedule(now_s=start_s)
         # A chunk that reaches past the prompt decodes; without a KV cache every chunk starts at 0 and prefills.
-        num_decode_tokens = sum(decodes(chunk) for chunk in plan.chunks)
+        num_decode_tokens = len(plan.decodes) + sum(decodes(chunk) for chunk in plan.others)
         planned_s = self.clock.now_s()
         launched = self.runner.launch(plan)
         if self._overlap:
@@ -211,6 +211,7 @@ class Engine:
             num_recomputed_tokens=scheduler.num_recomputed_tokens - recomputed,
             num_swapped_blocks=plan.num_swapped_blocks,
             num_compilations=0 if result is None else result.num_compilations,
+            idle_until_s=plan.idle_until_s,
             emitted=commit.emitted,
             finished=commit.finished,
         )

@@ -29,7 +29,6 @@ def _plan(swaps_out=(), copies=(), swaps_in=()) -> StepPlan:
         released=(),
         new_rows=(),
         table_updates=(),
-        chunks=(),
         swaps_out=tuple(BlockSwap(block_id=b, slot=s) for b, s in swaps_out),
         copies=tuple(BlockCopy(source=s, target=t) for s, t in copies),
         swaps_in=tuple(BlockSwap(block_id=b, slot=s) for b, s in swaps_in),

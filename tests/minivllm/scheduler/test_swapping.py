@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import hypothesis.strategies as st
 import pytest
 from hypothesis import given, settings
@@ -14,12 +16,22 @@ from minivllm.request import Request
 from minivllm.sampling_params import SamplingParams
 from minivllm.scheduler.base import SchedulingPolicy
 from minivllm.scheduler.preemptions.base import PreemptionMode
+from minivllm.scheduler.scheduler import Scheduler
 
 SWAP = PreemptionConfig.named("swap", num_swap_blocks=64)
 
 
 def _params(**changes) -> SamplingParams:
     return SamplingParams(**{"max_tokens": 6, "ignore_eos": True, "seed": 0, **changes})
+
+
+_Policy = TypeVar("_Policy", bound=SchedulingPolicy)
+
+
+def _use_policy(engine: Engine, policy: _Policy) -> _Policy:
+    old = engine.scheduler
+    engine.scheduler = Scheduler(engine.config.scheduler, policy, old.tables, swapping=old.swapping)
+    return policy
 
 
 def _drain(engine: Engine) -> list[Request]:
@@ -86,7 +98,7 @@ def test_reports_count_the_blocks_of_both_ways() -> None:
 def test_blocks_that_are_cached_still_are_taken_over_instead() -> None:
     """A victim's full blocks stay published: where nobody took them meanwhile, only the others come back."""
     engine = make_engine(num_blocks=12, block_size=2, max_num_seqs=1, preemption=SWAP)
-    engine.scheduler.policy = _Shortest()
+    _use_policy(engine, _Shortest())
     (long,) = engine.add_request([0, 1, 0, 1, 1], _params(max_tokens=9))
     engine.step()
     engine.step()
@@ -127,7 +139,7 @@ def test_a_slot_that_is_read_in_a_step_is_written_in_none_before_it_is_over() ->
         prefix_caching=False,
         preemption=PreemptionConfig.named("swap", num_swap_blocks=4),
     )
-    engine.scheduler.policy = policy = _Scripted()
+    policy = _use_policy(engine, _Scripted())
     for _ in range(2):
         engine.add_request([0, 1, 0], _params(max_tokens=5))
     plans = []
@@ -147,7 +159,7 @@ def test_a_slot_that_is_read_in_a_step_is_written_in_none_before_it_is_over() ->
 def test_siblings_wait_until_the_prompt_that_they_share_is_back() -> None:
     """The first of three is swapped out before the others are in: they do not copy a block that is on its way."""
     engine = make_engine(num_blocks=16, block_size=4, max_num_seqs=1, prefix_caching=False, preemption=SWAP)
-    engine.scheduler.policy = policy = _Scripted()
+    policy = _use_policy(engine, _Scripted())
     ids = engine.add_request([0, 1, 1, 0, 1, 0], _params(n=3, max_tokens=6))
     policy.ranks = [*ids]
     engine.step()
@@ -186,7 +198,7 @@ def test_one_who_ends_in_host_memory_leaves_nothing_there() -> None:
 def test_the_timeline_holds_the_instants_of_leaving_and_of_coming_back() -> None:
     clock = VirtualClock()
     engine = make_engine(num_blocks=64, block_size=2, max_num_seqs=1, preemption=SWAP, clock=clock)
-    engine.scheduler.policy = policy = _Scripted()
+    policy = _use_policy(engine, _Scripted())
     for _ in range(2):
         engine.add_request([0, 1, 0], _params(max_tokens=4))
     for ranks in ([0, 1], [1, 0], [1, 0], [0, 1], [0, 1], [1, 0]):
@@ -211,7 +223,7 @@ class _LargeOnes(PreemptionMode):
 def test_a_mode_of_ones_own_decides_victim_by_victim() -> None:
     engine = make_engine(num_blocks=16, block_size=2, max_num_seqs=1, prefix_caching=False, preemption=SWAP)
     engine.scheduler.swapping._mode = _LargeOnes()
-    engine.scheduler.policy = policy = _Scripted()
+    policy = _use_policy(engine, _Scripted())
     for length in (3, 5):
         engine.add_request([0] * length, _params(max_tokens=4))
     for ranks in ([0, 1], [1, 0], [0, 1], [0, 1]):
@@ -225,7 +237,7 @@ def test_a_mode_of_ones_own_decides_victim_by_victim() -> None:
 def test_tokens_that_are_lost_twice_are_counted_twice() -> None:
     """A victim that is preempted while it computes again has not come back to where it was."""
     engine = make_engine(num_blocks=32, block_size=2, max_num_seqs=1, max_num_batched_tokens=4, prefix_caching=False)
-    engine.scheduler.policy = policy = _Scripted()
+    policy = _use_policy(engine, _Scripted())
     for length in (8, 2):
         engine.add_request([0] * length, _params(max_tokens=4))
     for ranks in ([0, 1], [0, 1], [1, 0], [0, 1], [1, 0]):

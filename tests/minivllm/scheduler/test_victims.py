@@ -88,7 +88,7 @@ def test_a_victim_that_is_no_candidate_is_an_error_with_the_name_of_who_chose_it
     liar.choice = {
         "nobody": None,
         "the one that was served": served,
-        "one that waits": next(iter(engine.scheduler.waiting.values())),
+        "one that waits": next(iter(engine.scheduler.waiting)),
         "another request": _make_request(1, 0.0, 0, 1, 0),
     }[choice]
     with pytest.raises(PolicyError, match=r"^victim=_Liar: breaks the rule of victims: .* is no candidate$"):
