@@ -21,7 +21,8 @@ STEP_S = 0.5
 class _OneTokenAStep:
     """A device wing that takes half a second a step, and says 7."""
 
-    num_blocks, max_model_len, vocab_size, eos_token_ids = 64, 64, 10, frozenset[int]()
+    num_blocks, num_swap_blocks, max_model_len = 64, 0, 64
+    vocab_size, eos_token_ids = 10, frozenset[int]()
 
     def __init__(self, clock: VirtualClock) -> None:
         self._clock = clock
