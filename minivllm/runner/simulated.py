@@ -75,52 +75,50 @@ class SimulatedRunner:
         self._end_s = 0.0
         # Steps take no time, and are none of the step-time model's business.
         self.is_warming_up = False
-        # What a running request gets each time, made once.
-        self._samples: dict[int, SampledTokens] = {}
+        # Of the running requests that stop at 0.
+        self._tokens: dict[int, int] = {}
 
     def launch(self, plan: StepPlan) -> Flying:
-        samples = self._samples
         for request_id in plan.released:
-            samples.pop(request_id, None)
+            self._tokens.pop(request_id, None)
         for new in plan.new_rows:
             stops = new.sampling_params.stop_token_ids
-            token_id = next(i for i in count() if i not in stops)
-            samples[new.request_id] = SampledTokens(request_id=new.request_id, token_ids=(token_id,))
-        counts = bool(plan.chunks) and not self.is_warming_up
+            if 0 in stops:
+                self._tokens[new.request_id] = next(i for i in count() if i not in stops)
+        counts = not plan.is_empty and not self.is_warming_up
         took_s = self.step_time.step_s(step_work(plan)) if counts else 0.0
         assert took_s >= 0, f"a step of {took_s} s"
         self._end_s = max(self._clock.now_s(), self._end_s) + took_s
-        if self._drafter is None:
-            result = StepResult(samples=tuple([samples[c.request_id] for c in plan.chunks if c.samples]))
-        else:
-            result = self._verified(self._drafter, plan.chunks, took_s)
-        return Flying(self._clock, self._end_s, result)
+        return Flying(self._clock, self._end_s, self._result(plan, took_s))
 
-    def _verified(self, drafter: Synthetic, chunks: tuple[Chunk, ...], took_s: float) -> StepResult:
-        """A step in which drafts are accepted as often as the synthetic drafter says. They cost nothing to make."""
-        samples = []
-        for chunk in chunks:
-            if not chunk.samples:
-                continue
-            plain, num_drafts = self._samples[chunk.request_id], chunk.num_draft_tokens
-            if not num_drafts:
-                samples.append(plain)
-                continue
+    def _result(self, plan: StepPlan, took_s: float) -> StepResult:
+        if self._drafter is not None:
+            samples = tuple([self._sample(chunk) for chunk in plan.chunks if chunk.samples])
+            if not any(sample.num_draft_tokens for sample in samples):
+                return StepResult(samples=samples)
+            # Drafts that nobody makes cost nothing.
+            return StepResult(samples=samples, draft_s=0.0, verify_s=took_s)
+        tokens = self._tokens
+        return StepResult(
+            samples=tuple([self._sample(chunk) for chunk in plan.others if chunk.samples]),
+            decoded=tuple([tokens.get(i, 0) for i in plan.decodes]) if tokens else (0,) * len(plan.decodes),
+        )
+
+    def _sample(self, chunk: Chunk) -> SampledTokens:
+        """A token; of a chunk with drafts, as many more as the synthetic drafter says."""
+        request_id, num_drafts = chunk.request_id, chunk.num_draft_tokens
+        num_accepted = 0
+        if num_drafts:
+            assert self._drafter is not None
             end = chunk.start + chunk.num_tokens
-            request = DraftRequest(request_id=chunk.request_id, row=0, num_tokens=end, num_draft_tokens=num_drafts)
-            num_accepted = drafter.num_accepted(request, num_drafts)
-            assert num_accepted is not None
-            samples.append(
-                SampledTokens(
-                    request_id=chunk.request_id,
-                    token_ids=plain.token_ids * (num_accepted + 1),
-                    num_draft_tokens=num_drafts,
-                    draft_depth=num_drafts,
-                )
-            )
-        if not any(chunk.num_draft_tokens for chunk in chunks):
-            return StepResult(samples=tuple(samples))
-        return StepResult(samples=tuple(samples), draft_s=0.0, verify_s=took_s)
+            request = DraftRequest(request_id=request_id, row=0, num_tokens=end, num_draft_tokens=num_drafts)
+            num_accepted = self._drafter.num_accepted(request, num_drafts) or 0
+        return SampledTokens(
+            request_id=request_id,
+            token_ids=(self._tokens.get(request_id, 0),) * (num_accepted + 1),
+            num_draft_tokens=num_drafts,
+            draft_depth=num_drafts,
+        )
 
     def memory(self) -> MemoryReport:
         return MemoryReport(

@@ -50,7 +50,7 @@ def _plans(draw: st.DrawFn, longest: int = 50) -> StepPlan:
         start = draw(st.integers(0, longest))
         num_tokens = draw(st.sampled_from([1, 1, draw(st.integers(1, 12))]))
         chunks.append(Chunk(request_id=request_id, start=start, num_tokens=num_tokens, samples=draw(st.booleans())))
-    return StepPlan(step=0, released=(), new_rows=(), table_updates=(), copies=(), chunks=tuple(chunks))
+    return StepPlan(step=0, released=(), new_rows=(), table_updates=(), copies=(), others=tuple(chunks))
 
 
 def _counted(spec: ModelSpec) -> Counted:
