@@ -85,8 +85,9 @@ class SimulatedRunner:
             stops = new.sampling_params.stop_token_ids
             if 0 in stops:
                 self._tokens[new.request_id] = next(i for i in count() if i not in stops)
-        counts = not plan.is_empty and not self.is_warming_up
-        took_s = self.step_time.step_s(step_work(plan)) if counts else 0.0
+        work = step_work(plan)
+        counts = (work.num_tokens or work.num_swapped_blocks) and not self.is_warming_up
+        took_s = self.step_time.step_s(work) if counts else 0.0
         assert took_s >= 0, f"a step of {took_s} s"
         self._end_s = max(self._clock.now_s(), self._end_s) + took_s
         return Flying(self._clock, self._end_s, self._result(plan, took_s))

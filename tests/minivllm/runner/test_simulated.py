@@ -100,7 +100,10 @@ def test_drafts_are_accepted_as_often_as_the_synthetic_drafter_says(rate: float,
 
 
 def test_a_gpus_pool_is_what_weights_and_the_largest_step_leave() -> None:
-    llm = simulated_llm(hardware=GPU, num_blocks=None, max_num_seqs=1 << 14, max_num_batched_tokens=1 << 14)
+    shape = SHAPE | {"num_key_value_heads": 6, "head_dim": 256}
+    llm = simulated_llm(
+        hardware=GPU, shape=shape, num_blocks=None, max_num_seqs=1 << 14, max_num_batched_tokens=1 << 14
+    )
     memory = llm.engine.memory()
     budget = 0.9 * GPU.memory_bytes
     assert memory.weights_bytes + memory.kv_cache_bytes < budget
