@@ -143,6 +143,9 @@ class StepReport:
     draft_s: float | None = None
     verify_s: float | None = None
     num_compilations: int = 0
+    # Set where the policy chose to wait: nothing was launched, and nothing shall run before this instant unless a
+    # request arrives.
+    idle_until_s: float | None = None
     # (request_id, new tokens) of every request that got some, and the ids of those that ended.
     emitted: tuple[tuple[int, tuple[int, ...]], ...] = ()
     finished: tuple[int, ...] = ()
