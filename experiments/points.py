@@ -18,23 +18,32 @@ from minivllm.config import (
     EngineConfig,
     ExecutionConfig,
     ModelConfig,
+    PreemptionConfig,
     QuantizationConfig,
     SchedulerConfig,
+    SimulationConfig,
     SpeculationConfig,
     require,
 )
 from minivllm.sampling_params import SamplingParams
+from minivllm.simulation.hardware import HardwareConfig
 
+# Parts of an execution that is simulated, null in any other.
+SIMULATION_GROUPS = ("hardware", "step_time")
 # The keys of a resolved config; anything else was added by mistake.
 GROUPS = (
     "model",
     "scheduler",
+    "length_predictor",
+    "victim",
+    "preemption",
     "cache",
     "quantization",
     "speculation",
     "draft_length",
     "attention",
     "execution",
+    *SIMULATION_GROUPS,
     "workload",
     "sampling",
     "slo",
@@ -143,7 +152,10 @@ def freeze(config: Mapping[str, Any]) -> RunSettings:
     require(label is None or isinstance(label, str), "label", label, "null or a name")
     model = _fields(config, "model", ModelConfig)
     model["path"], model["tokenizer"] = located(model.get("path")), located(model.get("tokenizer"))
-    scheduler, policy = _split(config, "scheduler", SchedulerConfig, "policy")
+    scheduler, policy = _split(config, "scheduler", SchedulerConfig, "policy", "predictor", "victim")
+    predictor = _component(dict(config["length_predictor"]), "length_predictor")
+    victim = _component(dict(config["victim"]), "victim")
+    preemption, mode = _split(config, "preemption", PreemptionConfig, "mode")
     cache, eviction = _split(config, "cache", CacheConfig, "eviction")
     quantization, scheme = _split(config, "quantization", QuantizationConfig, "scheme")
     if isinstance(scheme.kwargs.get("calibration"), Mapping):
@@ -154,7 +166,8 @@ def freeze(config: Mapping[str, Any]) -> RunSettings:
     return RunSettings(
         engine=EngineConfig(
             model=ModelConfig(**model),
-            scheduler=SchedulerConfig(**scheduler, policy=policy),
+            scheduler=SchedulerConfig(**scheduler, policy=policy, predictor=predictor, victim=victim),
+            preemption=PreemptionConfig(**preemption, mode=mode),
             cache=CacheConfig(**cache, eviction=eviction),
             quantization=QuantizationConfig(**quantization, scheme=scheme),
             speculation=_speculation(config),
@@ -162,6 +175,7 @@ def freeze(config: Mapping[str, Any]) -> RunSettings:
                 **_fields(config, "execution", ExecutionConfig, without="attention"),
                 attention=_optional_component(dict(config["attention"]), "attention"),
             ),
+            simulation=_simulation(config),
         ),
         workload=_component(workload, "workload"),
         sampling=SamplingParams(**_checked(config["sampling"], "sampling", _SAMPLING_KEYS)),
@@ -193,9 +207,18 @@ def _speculation(config: Mapping[str, Any]) -> SpeculationConfig:
     return SpeculationConfig(**own, drafter=drafter, length=_component(dict(config["draft_length"]), "draft_length"))
 
 
-def _split(config: Mapping[str, Any], group: str, kind: type, part: str) -> tuple[dict[str, Any], Component]:
-    """A node with `_target_`: fields of the dataclass to it, the rest to the component."""
-    names = {f.name for f in dataclasses.fields(kind)} - {part}
+def _simulation(config: Mapping[str, Any]) -> SimulationConfig | None:
+    if config["execution"]["device"] != "simulated":
+        return None
+    return SimulationConfig(
+        hardware=HardwareConfig(**_fields(config, "hardware", HardwareConfig)),
+        step_time=_component(dict(config["step_time"]), "step_time"),
+    )
+
+
+def _split(config: Mapping[str, Any], group: str, kind: type, *parts: str) -> tuple[dict[str, Any], Component]:
+    """A node with `_target_`: fields of the dataclass to it but for its `parts`, the rest to the component."""
+    names = {f.name for f in dataclasses.fields(kind)} - set(parts)
     node = dict(config[group])
     own = {key: node.pop(key) for key in list(node) if key in names}
     return own, _component(node, group)

@@ -6,6 +6,7 @@ The runner keeps one row a request (its tokens and its block table), so a plan s
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from minivllm.sampling_params import SamplingParams
 
@@ -40,8 +41,15 @@ class BlockCopy:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Chunk:
-    """Tokens `[start, start + num_tokens)` of one request run in this step."""
+class BlockSwap:
+    """All that is kept of block `block_id` goes to slot `slot` of host memory, or comes from there."""
+
+    block_id: int
+    slot: int
+
+
+class Chunk(NamedTuple):
+    """Tokens `[start, start + num_tokens)` of one request run in this step. Given by name."""
 
     request_id: int
     start: int
@@ -54,19 +62,47 @@ class Chunk:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StepPlan:
-    """One step of the engine. The runner applies `released`, `new_rows`, `table_updates` and `copies`, in this order,
-    then runs the chunks."""
+    """One step of the engine. The runner applies `released`, `new_rows`, `table_updates`, `swaps_out`, `copies` and
+    `swaps_in`, in this order, then runs the chunks. What leaves the device leaves it before anything is written there;
+    no copy reads a block that comes back in the same step, and no slot is both written and read in one.
+
+    The usual chunk is a decode: a request's newest token, alone, without drafts. Hundreds of them may run in a step, so
+    they lie side by side as numbers.
+    """
 
     step: int
     released: tuple[int, ...]
     new_rows: tuple[NewRow, ...]
     table_updates: tuple[TableUpdate, ...]
     copies: tuple[BlockCopy, ...]
-    chunks: tuple[Chunk, ...]
+    # Requests that decode, and where their newest token stands, above 0.
+    decodes: tuple[int, ...] = ()
+    decode_starts: tuple[int, ...] = ()
+    # All other chunks.
+    others: tuple[Chunk, ...] = ()
+    swaps_out: tuple[BlockSwap, ...] = ()
+    swaps_in: tuple[BlockSwap, ...] = ()
+    # Set where the policy chose to run nothing before this instant.
+    idle_until_s: float | None = None
+
+    @property
+    def chunks(self) -> tuple[Chunk, ...]:
+        """All chunks, decodes first. Made at each call."""
+        decodes = (Chunk(i, start, 1, True) for i, start in zip(self.decodes, self.decode_starts, strict=True))
+        return (*decodes, *self.others)
+
+    @property
+    def is_empty(self) -> bool:
+        return not self.decodes and not self.others
 
     @property
     def num_tokens(self) -> int:
-        return sum(chunk.num_tokens for chunk in self.chunks)
+        return len(self.decodes) + sum(chunk.num_tokens for chunk in self.others)
+
+    @property
+    def num_swapped_blocks(self) -> int:
+        """Blocks that move between device and host, either way."""
+        return len(self.swaps_out) + len(self.swaps_in)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -96,12 +132,16 @@ class SampledTokens:
 class StepResult:
     """The samples of a step, in the order of the plan's sampling chunks.
 
+    `decoded` are the tokens of the plan's decodes, and then `samples` are those of the other chunks alone; it is None
+    where one of them is more than a token (it has logprobs, or failed) and `samples` tell of all.
+
     `device_s` is how long the device was busy with it, None where that is not told apart; `num_compilations` counts
     the kernels that had to be compiled for it, 0 once the runner is warm. `draft_s` is the time it took to draft, and
     `verify_s` that of all the rest of the step; None where nothing was drafted.
     """
 
     samples: tuple[SampledTokens, ...]
+    decoded: tuple[int, ...] | None = None
     device_s: float | None = None
     draft_s: float | None = None
     verify_s: float | None = None
@@ -136,6 +176,8 @@ class StepReport:
     num_evictions: int
     num_preemptions: int
     num_recomputed_tokens: int
+    # Both ways.
+    num_swapped_blocks: int = 0
     num_draft_tokens: int = 0
     num_accepted_tokens: int = 0
     # Requests whose drafts were verified, and the parts of the step; None where there were none.
@@ -143,6 +185,8 @@ class StepReport:
     draft_s: float | None = None
     verify_s: float | None = None
     num_compilations: int = 0
+    # Set where the policy chose to run nothing before this instant, and nothing ran.
+    idle_until_s: float | None = None
     # (request_id, new tokens) of every request that got some, and the ids of those that ended.
     emitted: tuple[tuple[int, tuple[int, ...]], ...] = ()
     finished: tuple[int, ...] = ()

@@ -54,6 +54,7 @@ class DeviceRunner:
         self.model = parts.model
         self.kernels = parts.kernels
         self.num_blocks = parts.num_blocks
+        self.num_swap_blocks = parts.num_swap_blocks
         self.max_model_len = parts.max_model_len
         self.vocab_size = parts.model.spec.vocab_size
         self.eos_token_ids = parts.model.spec.eos_token_ids
@@ -96,11 +97,12 @@ class DeviceRunner:
     @torch.inference_mode()
     def launch(self, plan: StepPlan) -> Launched:
         self._apply(plan)
-        if not plan.chunks:
-            return Done(result=StepResult(samples=()))
-        only_decodes = all(chunk.num_tokens == 1 and chunk.samples for chunk in plan.chunks)
-        # Decodes first, as the attention kernels want them, then verifications; `sorted` keeps the rest in order.
         chunks: Sequence[Chunk] = plan.chunks
+        if not chunks:
+            return Done(result=StepResult(samples=()))
+        order = [*plan.decodes, *(chunk.request_id for chunk in plan.others if chunk.samples)]
+        only_decodes = all(chunk.num_tokens == 1 and chunk.samples for chunk in plan.others)
+        # Decodes first, as the attention kernels want them, then verifications; `sorted` keeps the rest in order.
         if not only_decodes or self._drafts is not None:
             chunks = sorted(chunks, key=lambda chunk: (chunk.num_tokens > 1, chunk.num_draft_tokens > 0))
         rows = self._rows.of(chunks)
@@ -128,7 +130,8 @@ class DeviceRunner:
             sampled = torch.cat([sampled, drafts.proposal.token_ids.reshape(-1)])
         sampled = download(sampled)
         return Flight(
-            order=[chunk.request_id for chunk in plan.chunks if chunk.samples],
+            order=order,
+            num_decodes=len(plan.decodes),
             chunks=chunks,
             rows=rows,
             drafts=drafts,
@@ -148,10 +151,7 @@ class DeviceRunner:
         self._device_rows.add(new_rows)
         self._rows.update_tables(plan)
         self._device_rows.update_tables(plan)
-        if plan.copies:
-            places = np.array([(copy.source, copy.target) for copy in plan.copies], dtype=np.int64).T.copy()
-            sources, targets = upload(places, self.parts.device)
-            self.parts.copy_blocks(sources, targets)
+        self.parts.moves.apply(plan)
         if self._drafts is not None:
             self._drafts.tell(plan)
 

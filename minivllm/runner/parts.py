@@ -19,14 +19,14 @@ from minivllm.models.llama import Llama, tensor_shapes
 from minivllm.models.loader import resolve_dtype
 from minivllm.quantization.base import LinearTarget, QuantizationScheme
 from minivllm.runner.base import MemoryReport
+from minivllm.runner.block_moves import BlockMoves
 from minivllm.runner.kernels import attention_of, make_ops, resolve_kernels
+from minivllm.runner.pool_size import pool_blocks, swap_blocks
 from minivllm.speculation.base import Drafter
 from minivllm.speculation.model import ModelDrafter
 from minivllm.speculation.target import DraftTarget
 from minivllm.transfer import upload
 from minivllm_kernels.cpu_memory import advise_huge_pages
-
-_CPU_POOL_BYTES = 256 * 1024 * 1024
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -34,7 +34,8 @@ class Parts:
     """The parts, made to fit each other.
 
     `kv_cache` is [num_layers, num_blocks, block_size, 2, num_kv_heads, head_dim]; `features`, where a drafter wants
-    them, [num_blocks * block_size, hidden_size]: the final hidden state of the token in each slot.
+    them, [num_blocks * block_size, hidden_size]: the final hidden state of the token in each slot. `moves` knows all
+    that is kept of a block, by the drafter too, and has room for `num_swap_blocks` of them in host memory.
     """
 
     device: torch.device
@@ -47,6 +48,8 @@ class Parts:
     attention: AttentionBackend
     drafter: Drafter | None
     features: Tensor | None
+    moves: BlockMoves
+    num_swap_blocks: int
 
     @property
     def num_blocks(self) -> int:
@@ -67,16 +70,6 @@ class Parts:
             peak_reserved_bytes=torch.cuda.max_memory_reserved() if cuda else None,
             precision=self.model.precision,
         )
-
-    def copy_blocks(self, sources: Tensor, targets: Tensor) -> None:
-        """Copy K/V of whole blocks, [n] int64 each. None is both source and target: targets are fresh, and sources were
-        computed before."""
-        self.kv_cache.index_copy_(1, targets, self.kv_cache.index_select(1, sources))
-        if self.features is not None:
-            features = self.features.view(self.num_blocks, -1)
-            features.index_copy_(0, targets, features.index_select(0, sources))
-        if isinstance(self.drafter, ModelDrafter):
-            self.drafter.copy_blocks(sources, targets)
 
     def scrub(self, block_table: np.ndarray) -> None:
         """Make numbers of the K/V of a request that failed: its blocks go back to the pool, where a stray NaN would
@@ -139,7 +132,12 @@ def make_parts(config: EngineConfig, kernels: str) -> Parts:
     kv_cache = torch.empty(
         (
             spec.num_layers,
-            _num_blocks(config, model, bytes_per_block, max_model_len, device),
+            pool_blocks(
+                config,
+                bytes_per_block=bytes_per_block,
+                max_model_len=max_model_len,
+                free_bytes=(lambda: _free_bytes(config, model, device)) if device.type == "cuda" else None,
+            ),
             size,
             2,
             spec.num_kv_heads,
@@ -155,8 +153,13 @@ def make_parts(config: EngineConfig, kernels: str) -> Parts:
     features = None
     if wants_features:
         features = torch.zeros((kv_cache.shape[1] * size, spec.hidden_size), dtype=dtype, device=device)
+    kept = [kv_cache.transpose(0, 1)]
+    if features is not None:
+        kept.append(features.view(kv_cache.shape[1], size, -1))
     if isinstance(drafter, ModelDrafter):
         drafter.allocate(kv_cache.shape[1])
+        kept += drafter.block_tensors()
+    num_swap_blocks = swap_blocks(config, bytes_per_block)
     shape = AttentionShape(
         num_layers=spec.num_layers,
         num_heads=spec.num_heads,
@@ -178,6 +181,8 @@ def make_parts(config: EngineConfig, kernels: str) -> Parts:
         attention=backend.make("attention", shape=shape, kv_cache=kv_cache),
         drafter=drafter,
         features=features,
+        moves=BlockMoves(kept, num_swap_blocks),
+        num_swap_blocks=num_swap_blocks,
     )
 
 
@@ -226,27 +231,6 @@ def _check_weights_fit(config: EngineConfig, dtype: torch.dtype) -> None:
             f"model.path={config.model.path!r}: its weights take {needed / 2**30:.1f} GiB, and of the GPU's "
             f"{total / 2**30:.1f} GiB {free / 2**30:.1f} are free: choose a smaller model, or execution.device=cpu"
         )
-
-
-def _num_blocks(
-    config: EngineConfig, model: Llama, bytes_per_block: int, max_model_len: int, device: torch.device
-) -> int:
-    """Blocks of the pool: as asked, or as many as its memory holds, but no more than could ever be used."""
-    cache = config.cache
-    if cache.num_blocks is not None:
-        return cache.num_blocks
-    most = config.scheduler.max_num_seqs * math.ceil(max_model_len / cache.block_size)
-    if cache.memory_bytes is not None:
-        num_bytes, key = cache.memory_bytes, f"cache.memory_bytes={cache.memory_bytes}"
-    elif device.type == "cuda":
-        num_bytes = _free_bytes(config, model, device)
-        key = f"cache.gpu_memory_fraction={cache.gpu_memory_fraction}, which leaves {num_bytes} bytes for K/V"
-    else:
-        num_bytes, key = _CPU_POOL_BYTES, "cache.memory_bytes"
-    affordable = num_bytes // bytes_per_block
-    if affordable < 1:
-        raise ValueError(f"{key}: must hold one block of {cache.block_size} tokens, {bytes_per_block} bytes")
-    return min(affordable, most)
 
 
 def _free_bytes(config: EngineConfig, model: Llama, device: torch.device) -> int:
