@@ -23,7 +23,7 @@ OFF = "≠"
 # More is read by nobody; the functions of `analysis` have all.
 MAX_TABLES = 6
 MAX_ROWS = 24
-_MAX_NAMED = 3
+_MAX_NAMED = 2
 # A table of all figures is wider than a page.
 _GROUPS = {
     "All policies, latency": [metric for pair in LATENCY_METRICS for metric in pair],
@@ -64,9 +64,11 @@ def winner_tables(frame: pd.DataFrame, found: pd.DataFrame) -> list[SchedulingTa
             if len(own):
                 cells = [_winner(_at(own, load), metric) for load in loads]
                 columns.append(Column(title=metric.title, unit=metric.unit, cells=tuple(cells), rank=rank))
-        labels = tuple(load_text(frame, load) or "all" for load in loads)
+        labels = tuple("all" if math.isnan(load) else f"{load:g}" for load in loads)
         title = f"Who wins: {setting}" if setting else "Who wins"
-        made.append(SchedulingTable(title=title, what="load", labels=labels, columns=tuple(columns)))
+        made.append(
+            SchedulingTable(title=title, what=frame.attrs["load_name"] or "load", labels=labels, columns=tuple(columns))
+        )
     return made[:MAX_TABLES]
 
 
@@ -87,9 +89,9 @@ def _winner(row: pd.Series | None, metric: Metric) -> Cell:
     if row["is_told"] is None:
         return Cell(text=row["best"], small=(figure, "too few repeats"))
     if len(alike) + 1 == row["num_policies"]:
-        return Cell(text="no difference", small=("between any; seen best", f"{row['best']} {figure}"))
-    more = f" +{len(alike) - _MAX_NAMED}" if len(alike) > _MAX_NAMED else ""
-    return Cell(text=row["best"], small=(figure, f"or {', '.join(alike[:_MAX_NAMED])}{more}"))
+        return Cell(text="no difference", small=(f"seen best: {row['best']}", figure))
+    more = (f"+{len(alike) - _MAX_NAMED} more",) if len(alike) > _MAX_NAMED else ()
+    return Cell(text=row["best"], small=(figure, f"or {', '.join(alike[:_MAX_NAMED])}", *more))
 
 
 def figure_tables(frame: pd.DataFrame, found: pd.DataFrame) -> list[SchedulingTable]:
