@@ -61,7 +61,7 @@ class SeenRunner:
         self.plan = plan
         self.drafted = {}
         launched = self.runner.launch(plan)
-        return _SeenLaunch(self, launched) if any(chunk.num_draft_tokens for chunk in plan.chunks) else launched
+        return _SeenLaunch(self, launched) if any(chunk.num_draft_tokens for chunk in plan.others) else launched
 
     def memory(self) -> MemoryReport:
         return self.runner.memory()

@@ -152,7 +152,7 @@ class RequestStream:
             columns["prompt_sha256"] = [_sha256(r.token_ids[: r.num_prompt_tokens]) for r in requests]
             columns["output_sha256"] = [_sha256(r.output_token_ids) for r in requests]
         if self._speculates and not warmup:
-            accepted = [acceptance(request.speculated) for request in requests]
+            accepted = [acceptance([request.speculated]) for request in requests]
             columns |= {name: [one[name] for one in accepted] for name in accepted[0]}
         return columns, gaps_s
 
@@ -218,7 +218,7 @@ class RequestStream:
         for what, sketch in self._latencies.items():
             columns |= summary(what, sketch)
         if self._speculates:
-            columns |= acceptance(self._speculated)
+            columns |= acceptance([self._speculated])
         return columns
 
 

@@ -61,6 +61,7 @@ class SchedulerConfig:
 
     Args:
         policy: a `SchedulingPolicy`.
+        predictor: a `LengthPredictor`, of the requests that bring no prediction of their own.
         max_num_seqs: requests in one step.
         max_num_batched_tokens: tokens in one step, prefill and decode together.
         chunked_prefill: let a prompt's prefill spread over several steps; without it a prompt longer than
@@ -70,6 +71,7 @@ class SchedulerConfig:
     """
 
     policy: Component = Component(target="minivllm.scheduler.fcfs.FCFS")
+    predictor: Component = Component(target="minivllm.scheduler.predictors.oracle.Oracle")
     max_num_seqs: int = 64
     max_num_batched_tokens: int = 512
     chunked_prefill: bool = True

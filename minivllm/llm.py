@@ -232,6 +232,8 @@ class _Batch:
         """One engine step; who got which tokens."""
         engine = self.llm.engine
         report = engine.step()
+        if report.idle_until_s is not None:
+            engine.clock.sleep_until(report.idle_until_s)
         emitted = tuple((request_id, self._until_stop(request_id, tokens)) for request_id, tokens in report.emitted)
         for request in engine.take_finished():
             self.finished[request.request_id] = request

@@ -17,8 +17,11 @@ def step_work(plan: StepPlan, drafted: Mapping[int, int] | None = None) -> StepW
         drafted: request id to the drafts that were verified behind its chunk, where a drafter may have found fewer
             than the plan allows; as many as that where None.
     """
-    prefill_tokens = prefills = decodes = sampled = prefill_context = decode_context = pairs = 0
-    for chunk in plan.chunks:
+    prefill_tokens = prefills = sampled = prefill_context = pairs = 0
+    decodes = len(plan.decodes)
+    # Each sees its own token too.
+    decode_context = sum(plan.decode_starts) + decodes
+    for chunk in plan.others:
         start = chunk.start
         num_drafts = chunk.num_draft_tokens if drafted is None else drafted.get(chunk.request_id, 0)
         count = chunk.num_tokens + num_drafts
