@@ -20,11 +20,15 @@ from minivllm.config import (
     ModelConfig,
     QuantizationConfig,
     SchedulerConfig,
+    SimulationConfig,
     SpeculationConfig,
     require,
 )
 from minivllm.sampling_params import SamplingParams
+from minivllm.simulation.hardware import HardwareConfig
 
+# Parts of an execution that is simulated, null in any other.
+SIMULATION_GROUPS = ("hardware", "step_time")
 # The keys of a resolved config; anything else was added by mistake.
 GROUPS = (
     "model",
@@ -36,6 +40,7 @@ GROUPS = (
     "draft_length",
     "attention",
     "execution",
+    *SIMULATION_GROUPS,
     "workload",
     "sampling",
     "slo",
@@ -164,6 +169,7 @@ def freeze(config: Mapping[str, Any]) -> RunSettings:
                 **_fields(config, "execution", ExecutionConfig, without="attention"),
                 attention=_optional_component(dict(config["attention"]), "attention"),
             ),
+            simulation=_simulation(config),
         ),
         workload=_component(workload, "workload"),
         sampling=SamplingParams(**_checked(config["sampling"], "sampling", _SAMPLING_KEYS)),
@@ -193,6 +199,15 @@ def _speculation(config: Mapping[str, Any]) -> SpeculationConfig:
         path = located(drafter.kwargs["path"])
         drafter = dataclasses.replace(drafter, kwargs={**drafter.kwargs, "path": path})
     return SpeculationConfig(**own, drafter=drafter, length=_component(dict(config["draft_length"]), "draft_length"))
+
+
+def _simulation(config: Mapping[str, Any]) -> SimulationConfig | None:
+    if config["execution"]["device"] != "simulated":
+        return None
+    return SimulationConfig(
+        hardware=HardwareConfig(**_fields(config, "hardware", HardwareConfig)),
+        step_time=_component(dict(config["step_time"]), "step_time"),
+    )
 
 
 def _split(config: Mapping[str, Any], group: str, kind: type, *parts: str) -> tuple[dict[str, Any], Component]:
