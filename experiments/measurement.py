@@ -55,8 +55,7 @@ class Measurement:
         """Run other prompts of the same shape, and forget what they left."""
         engine, device = self._engine, self._settings.engine.execution.device
         items = warmup_items(self.items, self._settings.num_warmup_requests, engine.runner.vocab_size, self._streams)
-        self._warm = Collected()
-        runner = engine.runner
+        self._warm, runner = Collected(), engine.runner
         if isinstance(runner, SimulatedRunner):
             # Only what depends on having served somebody before is kept: ids, and what policies learned.
             runner.is_warming_up = True
@@ -79,7 +78,7 @@ class Measurement:
         """
         settings, engine, meters = self._settings, self._engine, self._meters
         runner, speculates = engine.runner, settings.engine.speculation.enabled
-        simulated = self._simulated
+        simulated = settings.engine.simulation is not None
         roofline = Roofline.of(runner, engine.memory(), engine.block_size)
         engine.runner = SeenRunner(runner)
         # The measurement begins now.
@@ -117,10 +116,6 @@ class Measurement:
         self._energy_j, self._energy_source = meters.energy.stop(driven.end_s - driven.start_s)
         self._sensors |= meters.sensors("end")
         return driven
-
-    @property
-    def _simulated(self) -> bool:
-        return self._settings.engine.execution.device == "simulated"
 
     def close(self) -> None:
         """Put the tables in their place.
