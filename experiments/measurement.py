@@ -17,8 +17,9 @@ from experiments.meters import open_meters
 from experiments.observe import Observer, Report, SeenRunner
 from experiments.points import RunSettings, located
 from experiments.roofline import Roofline, fractions
-from experiments.workloads.base import Streams, Workload, warmup_items, with_sampling_seeds, workload_sha256
-from experiments.workloads.prompts import PromptSource, RandomTokens, TextPrompts, read_documents
+from experiments.workloads.base import warmup_items
+from experiments.workloads.offered import offered_load
+from experiments.workloads.prompts import LengthsOnly, PromptSource, RandomTokens, TextPrompts, read_documents
 from minivllm.llm import LLM
 from minivllm.quantization.precision import Precision
 
@@ -30,17 +31,18 @@ class Measurement:
 
     def __init__(self, settings: RunSettings, llm: LLM) -> None:
         self._settings, self._engine = settings, llm.engine
-        self._streams = Streams.make(seed=settings.seed, repeat=settings.repeat)
-        workload: Workload = settings.workload.make("workload")
-        self._concurrency = workload.concurrency
-        self.items = with_sampling_seeds(workload.items(self._streams, _source(workload.prompts, llm)), self._streams)
+        max_model_len = self._engine.runner.max_model_len
+        self._load = offered_load(settings, lambda prompts: _source(prompts, llm), max_model_len=max_model_len)
+        self.items = list(self._load)
         if not self.items:
             raise ValueError(f"workload._target_={settings.workload.target!r}: made no requests")
 
     def warm_up(self) -> None:
         """Run other prompts of the same shape, and forget what they left."""
         engine, device = self._engine, self._settings.engine.execution.device
-        items = warmup_items(self.items, self._settings.num_warmup_requests, engine.runner.vocab_size, self._streams)
+        items = warmup_items(
+            self.items, self._settings.num_warmup_requests, engine.runner.vocab_size, self._load.streams()
+        )
         self._warm = drive(engine, items, self._settings.sampling, concurrency=max(1, len(items)))
         assert not engine.has_unfinished
         engine.reset_prefix_cache()
@@ -65,7 +67,7 @@ class Measurement:
         meters.energy.start()
         try:
             driven = drive(
-                engine, self.items, self._settings.sampling, concurrency=self._concurrency, watch=self._observer
+                engine, self.items, self._settings.sampling, concurrency=self._load.concurrency, watch=self._observer
             )
         finally:
             self._observer.close()
@@ -120,7 +122,7 @@ class Measurement:
             | self._sensors
             | _precision_columns(memory.precision)
             | {
-                "workload_sha256": workload_sha256(self.items),
+                "workload_sha256": self._load.sha256,
                 "text_valid": speculation.keeps_text,
                 "energy_source": self._energy_source,
                 "env.peak_bandwidth_bytes_per_s": bandwidth,
@@ -154,6 +156,8 @@ def _precision_columns(precision: Precision | None) -> dict[str, Any]:
 def _source(prompts: str, llm: LLM) -> PromptSource:
     if prompts == "random":
         return RandomTokens(llm.engine.runner.vocab_size)
+    if prompts == "lengths_only":
+        return LengthsOnly(llm.engine.runner.vocab_size)
     path = located(HELDOUT if prompts == "heldout" else prompts)
     assert path is not None
     documents, tokenizer = read_documents(path), llm.tokenizer
