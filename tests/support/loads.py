@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -21,19 +22,30 @@ P_VALUE = 0.001
 SIGMAS = 4.0
 
 
-def make_load(*overrides: str, vocab_size: int = 97, max_model_len: int = 2048) -> OfferedLoad:
-    """The load of one point, with random tokens for prompts."""
+def make_load(*overrides: str, max_model_len: int = 2048, **changes: Any) -> OfferedLoad:
+    """The load of one point, with random tokens for prompts.
+
+    Args:
+        overrides: of the command line.
+        changes: of the frozen settings, such as `seed`: composing takes longer than all that is tested.
+    """
     (job,) = plan_sweep(list(overrides)).jobs
-    return offered_load(freeze(job.config), lambda prompts: RandomTokens(vocab_size), max_model_len=max_model_len)
+    settings = dataclasses.replace(freeze(job.config), **changes)
+    return offered_load(settings, lambda prompts: RandomTokens(97), max_model_len=max_model_len)
 
 
-def make_part(group: str, member: str, **changes: Any) -> Any:
-    """A member of a config group, made from its YAML."""
+def make_component(group: str, member: str, **changes: Any) -> Component:
+    """A member of a config group, from its YAML."""
     node: Any = OmegaConf.to_container(OmegaConf.load(CONF / group / f"{member}.yaml"))
     node |= changes
     if "path" in node:
         node["path"] = located(node["path"])
-    return Component(target=node.pop("_target_"), kwargs=node).make(group)
+    return Component(target=node.pop("_target_"), kwargs=node)
+
+
+def make_part(group: str, member: str, **changes: Any) -> Any:
+    """The object of a member."""
+    return make_component(group, member, **changes).make(group)
 
 
 def check_moments(draws: np.ndarray, distribution: Any) -> None:
