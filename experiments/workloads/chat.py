@@ -89,14 +89,14 @@ class Chat(WorkloadBase):
         turns_of, thinks = streams.order.spawn(2)
         num_turns = self._draw_turns(turns_of)
         think_s = self._draw_think_s(thinks)
-        user_lengths = self.draw_lengths("user_tokens", self.num_requests, streams)
-        output_lengths = self.draw_lengths("output_tokens", self.num_requests, streams)
-        arrivals = self.draw_arrivals(self.num_requests, streams)
+        user_lengths = iter(self.draw_lengths("user_tokens", self.num_requests, streams))
+        output_lengths = iter(self.draw_lengths("output_tokens", self.num_requests, streams))
+        arrivals = iter(self.draw_arrivals(self.num_requests, streams))
         num_system = self.system_prompt_tokens
         system = source.tokens(num_system, streams.prompts) if num_system else ()
         conversation, turn, context = -1, 0, 0
         for place in range(self.num_requests):
-            num_user, num_output = int(user_lengths[place]), int(output_lengths[place])
+            num_user, num_output = int(next(user_lengths)), int(next(output_lengths))
             begins = place == 0 or turn == num_turns[conversation] or self._full(context + num_user + num_output)
             if begins:
                 conversation, turn, context = conversation + 1, 0, num_system
@@ -104,7 +104,7 @@ class Chat(WorkloadBase):
             yield WorkloadItem(
                 prompt_token_ids=system + message if begins else message,
                 max_tokens=num_output,
-                arrival_s=arrivals[conversation] if begins else None,
+                arrival_s=next(arrivals) if begins else None,
                 client_id=conversation,
                 follows=None if begins else place - 1,
                 think_s=0.0 if begins else float(think_s[place]),

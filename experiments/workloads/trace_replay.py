@@ -17,7 +17,7 @@ import numpy as np
 
 from experiments.points import located
 from experiments.workloads.base import Streams, WorkloadItem
-from experiments.workloads.prompts import PromptSource
+from experiments.workloads.prompts import PromptSource, TextPrompts
 from experiments.workloads.traces.base import TraceRow, wrong
 from experiments.workloads.traces.formats import read_trace
 from minivllm.component import is_count, require
@@ -89,7 +89,10 @@ class TraceReplay:
 
     @cached_property
     def num_requests(self) -> int:
-        """How many there will be. Takes a pass over the file, and so finds its wrong lines before anything is sent."""
+        """How many there will be, at most: of prompts that are text, too long ones may be left out later.
+
+        Takes a pass over the file, and so finds its wrong lines before anything is sent.
+        """
         return sum(1 for _ in self._chosen())
 
     def items(self, streams: Streams, source: PromptSource) -> list[WorkloadItem]:
@@ -104,9 +107,12 @@ class TraceReplay:
         blocks = _blocks(source, int(streams.prompts.integers(2**63)), self.hash_block_tokens)
         count = 0
         for row, arrival_s, num_prompt, num_output in self._chosen():
+            prompt = self._prompt(row, num_prompt, streams, source, blocks)
+            if prompt is None:
+                continue
             count += 1
             yield WorkloadItem(
-                prompt_token_ids=self._prompt(row, num_prompt, streams, source, blocks),
+                prompt_token_ids=prompt,
                 max_tokens=num_output,
                 arrival_s=None if self.concurrency is not None else arrival_s,
                 client_id=row.client_id,
@@ -143,21 +149,23 @@ class TraceReplay:
             # A prompt of no tokens cannot be sent, whatever was in it.
             num_prompt = num_prompt if num_prompt is None else max(1, num_prompt)
             num_output = max(1, num_output)
-        prompt_fits = num_prompt is None or num_prompt <= (self.max_prompt_tokens or num_prompt)
-        output_fits = num_output <= (self.max_output_tokens or num_output)
-        if not (prompt_fits and output_fits):
-            if self.too_long == "skip":
-                return None
-            if self.too_long == "error":
-                self._refuse(row, num_prompt, num_output)
-        if num_prompt is not None and self.max_prompt_tokens is not None:
-            num_prompt = min(num_prompt, self.max_prompt_tokens)
+        if not self._fits(row, num_prompt, num_output):
+            return None
+        if num_prompt is not None:
+            num_prompt = min(num_prompt, self.max_prompt_tokens or num_prompt)
         return num_prompt, min(num_output, self.max_output_tokens or num_output)
 
-    def _refuse(self, row: TraceRow, num_prompt: int | None, num_output: int) -> None:
-        limits = f"workload.max_prompt_tokens={self.max_prompt_tokens} and max_output_tokens={self.max_output_tokens}"
-        value = {"prompt": num_prompt, "output": num_output}
-        raise wrong(self.path, row.line, "tokens", value, f"within {limits}, or choose workload.too_long=skip or clip")
+    def _fits(self, row: TraceRow, num_prompt: int | None, num_output: int) -> bool:
+        """Whether a request is sent, if need be in part."""
+        for what, count in (("prompt", num_prompt), ("output", num_output)):
+            limit = getattr(self, f"max_{what}_tokens")
+            if count is None or limit is None or count <= limit or self.too_long == "clip":
+                continue
+            if self.too_long == "error":
+                allowed = f"at most workload.max_{what}_tokens={limit}, or choose workload.too_long=skip or clip"
+                raise wrong(self.path, row.line, f"{what} tokens", count, allowed)
+            return False
+        return True
 
     def _prompt(
         self,
@@ -166,8 +174,8 @@ class TraceReplay:
         streams: Streams,
         source: PromptSource,
         blocks: Callable[[tuple[int, ...]], tuple[int, ...]],
-    ) -> tuple[int, ...]:
-        """Tokens of a prompt: those of the trace, or made up.
+    ) -> tuple[int, ...] | None:
+        """Tokens of a prompt: those of the trace, or made up. None where its text is too long.
 
         Args:
             row: of the trace.
@@ -176,7 +184,7 @@ class TraceReplay:
             blocks: tokens of a block by its name.
         """
         if row.prompt is not None:
-            return self._encoded(row, source)
+            return self._encoded(row, row.prompt, source)
         assert length is not None
         if row.prompt_token_ids:
             return row.prompt_token_ids[:length]
@@ -200,21 +208,13 @@ class TraceReplay:
             return [(_SESSION, place == 0, session, place) for place in range(num_blocks)]
         return ()
 
-    def _encoded(self, row: TraceRow, source: PromptSource) -> tuple[int, ...]:
-        """The trace's own text in tokens."""
-        encode = getattr(source, "encode", None)
-        if encode is None:
+    def _encoded(self, row: TraceRow, text: str, source: PromptSource) -> tuple[int, ...] | None:
+        """The trace's own text in tokens, or None where the request is left out."""
+        if not isinstance(source, TextPrompts):
             allowed = "one that has a tokenizer, such as heldout: the trace's prompts are text"
             raise ValueError(f"workload.prompts={self.prompts!r}: must be {allowed}")
-        tokens = tuple(encode(row.prompt))
-        limit = self.max_prompt_tokens
-        if limit is None or len(tokens) <= limit:
-            return tokens
-        if self.too_long != "clip":
-            # Whether to skip it is known too late: the number of requests is fixed before any text is tokenized.
-            allowed = f"within workload.max_prompt_tokens={limit}, or choose workload.too_long=clip"
-            raise wrong(self.path, row.line, "prompt", f"{len(tokens)} tokens", allowed)
-        return tokens[:limit]
+        tokens = source.encoded(text)
+        return tokens[: self.max_prompt_tokens] if self._fits(row, len(tokens), row.num_output_tokens) else None
 
     @property
     def _file(self) -> str:
