@@ -91,13 +91,13 @@ class _Prefixes:
 
     def add(self, hash_ids: tuple[int, ...], num_prompt_tokens: int) -> None:
         self.num_tokens += num_prompt_tokens
-        before, left, shared = 0, num_prompt_tokens, True
+        before, left = 0, num_prompt_tokens
         for hash_id in hash_ids:
             mine = max(0, min(left, self._block_tokens))
             node, most = self._nodes.get((before, hash_id), (len(self._nodes) + 1, 0))
             self._nodes[before, hash_id] = (node, max(most, mine))
-            self.num_repeated += min(most, mine) if shared else 0
-            shared = shared and most >= mine
+            # Behind a block that nobody had so far there are only new nodes.
+            self.num_repeated += min(most, mine)
             before, left = node, left - mine
 
 

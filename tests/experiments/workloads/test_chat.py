@@ -126,6 +126,10 @@ def test_one_question_does_not_shift_another() -> None:
     assert [(len(i.prompt_token_ids), i.max_tokens) for i in base] == [
         (len(i.prompt_token_ids), i.max_tokens) for i in fewer
     ]
+    longer = _items(_make_chat(turns="fixed", mean_turns=50))
+    assert [i.think_s for i in base if i.follows is not None] == [
+        j.think_s for i, j in zip(base, longer, strict=True) if i.follows is not None
+    ]
     assert _items(_make_chat(), repeat=1) != base == _items(_make_chat())
 
 
