@@ -27,6 +27,7 @@ from experiments.points import freeze
 from experiments.quality.settings import wants_quality
 from minivllm.llm import LLM
 from minivllm.request import FinishReason
+from minivllm.runner.simulated import SimulatedRunner
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -82,6 +83,9 @@ class _Stages:
         self.row = dict(order.row) | environment.moment()
         self.row["startup_s"] = time.time() - order.started_at_s
         self._last_s = time.perf_counter()
+        # The memory of a simulation says nothing about that of what it stands for.
+        self._simulated = order.config["execution"]["device"] == "simulated"
+        self._is_measured = False
 
     def end(self, name: str) -> None:
         now_s = time.perf_counter()
@@ -89,8 +93,10 @@ class _Stages:
 
     def measured(self) -> None:
         """The measurement is over, or what came of it: what follows is in neither its time nor its memory."""
-        if self.row.get("peak_process_bytes") is None:
-            self.row["peak_process_bytes"] = metrics.peak_process_bytes()
+        if not self._is_measured:
+            self._is_measured = True
+            if not self._simulated:
+                self.row["peak_process_bytes"] = metrics.peak_process_bytes()
             self._last_s = time.perf_counter()
 
 
@@ -115,8 +121,10 @@ def _run(order: Order, pipe: connection.Connection) -> dict[str, Any]:
             stages.end("reference_s")
         llm = LLM.from_config(settings.engine)
         stages.end("load_s")
-        row["env.threads"] = _num_threads()
+        if settings.engine.simulation is None:
+            row["env.threads"] = _num_threads()
         row["kernels"] = getattr(llm.engine.runner, "kernels", None)
+        row |= {name: value for name, value in _simulation_columns(llm).items() if name in tables.RUNS.names}
         work = Measurement(settings, llm)
         work.warm_up()
         stages.end("warmup_s")
@@ -146,6 +154,20 @@ def _run(order: Order, pipe: connection.Connection) -> dict[str, Any]:
     # Last: this file says that the run is complete.
     tables.write_table(folder / "runs" / f"{run_id}.parquet", tables.runs_table(row, order.config, order.column_types))
     return row
+
+
+def _simulation_columns(llm: LLM) -> Mapping[str, Any]:
+    """Whose time it is: the machine's own, or that of a model of step times."""
+    simulation, runner = llm.config.simulation, llm.engine.runner
+    if simulation is None:
+        return {"simulated": False}
+    assert isinstance(runner, SimulatedRunner)
+    return {
+        "simulated": True,
+        "step_time_model": type(runner.step_time).__name__,
+        "hardware": simulation.hardware.name,
+        "step_time_error_fraction": getattr(runner.step_time, "error_fraction", None),
+    }
 
 
 def _verdict(driven: Driven) -> Mapping[str, Any]:

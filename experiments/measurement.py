@@ -21,6 +21,7 @@ from experiments.workloads.base import Streams, Workload, warmup_items, with_sam
 from experiments.workloads.prompts import PromptSource, RandomTokens, TextPrompts, read_documents
 from minivllm.llm import LLM
 from minivllm.quantization.precision import Precision
+from minivllm.runner.simulated import SimulatedRunner
 
 HELDOUT = "experiments/assets/heldout.jsonl"
 
@@ -41,7 +42,13 @@ class Measurement:
         """Run other prompts of the same shape, and forget what they left."""
         engine, device = self._engine, self._settings.engine.execution.device
         items = warmup_items(self.items, self._settings.num_warmup_requests, engine.runner.vocab_size, self._streams)
+        runner = engine.runner
+        if isinstance(runner, SimulatedRunner):
+            # Only what depends on having served somebody before is kept: ids, and what policies learned.
+            runner.is_warming_up = True
         self._warm = drive(engine, items, self._settings.sampling, concurrency=max(1, len(items)))
+        if isinstance(runner, SimulatedRunner):
+            runner.is_warming_up = False
         assert not engine.has_unfinished
         engine.reset_prefix_cache()
         if device == "cuda":
@@ -60,7 +67,8 @@ class Measurement:
         runner = engine.runner
         roofline = Roofline.of(runner, engine.memory(), engine.block_size)
         engine.runner = seen = SeenRunner(runner)
-        self._observer = Observer(seen, roofline, meters.energy, report, len(self.items))
+        simulated = self._settings.engine.simulation is not None
+        self._observer = Observer(seen, roofline, meters.energy, report, len(self.items), looks_at_memory=not simulated)
         self._sensors = meters.sensors("start")
         meters.energy.start()
         try:

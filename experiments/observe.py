@@ -80,16 +80,24 @@ class Observer:
         meter: of energy, looked at now and then so that it does not wrap around unseen.
         report: told of the progress.
         total: requests in all.
+        looks_at_memory: False in a simulation, whose memory is nobody's.
     """
 
     def __init__(
-        self, runner: SeenRunner, roofline: Roofline | None, meter: EnergyMeter, report: Report, total: int
+        self,
+        runner: SeenRunner,
+        roofline: Roofline | None,
+        meter: EnergyMeter,
+        report: Report,
+        total: int,
+        *,
+        looks_at_memory: bool = True,
     ) -> None:
         self._runner, self._roofline, self._meter = runner, roofline, meter
         self._report, self._total = report, total
         self._reported_s = self._remembered_s = self._metered_s = 0.0
         self._reported_tokens = 0
-        self._memory = ResidentMemory()
+        self._memory = ResidentMemory() if looks_at_memory else None
         # One entry a step.
         self.work: list[Work | None] = []
         self.process_bytes: list[int | None] = []
@@ -98,7 +106,7 @@ class Observer:
         seen = self._runner
         self.work.append(None if self._roofline is None else self._roofline.count(seen.chunks, seen.drafted))
         due = not self.process_bytes or elapsed_s - self._remembered_s >= _MEMORY_EVERY_S
-        self.process_bytes.append(self._memory.num_bytes() if due else None)
+        self.process_bytes.append(self._memory.num_bytes() if due and self._memory is not None else None)
         if due:
             self._remembered_s = elapsed_s
         if elapsed_s - self._metered_s >= _ENERGY_EVERY_S:
@@ -121,7 +129,8 @@ class Observer:
         ]
 
     def close(self) -> None:
-        self._memory.close()
+        if self._memory is not None:
+            self._memory.close()
 
 
 class ResidentMemory:

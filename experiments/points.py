@@ -20,21 +20,27 @@ from minivllm.config import (
     ModelConfig,
     QuantizationConfig,
     SchedulerConfig,
+    SimulationConfig,
     SpeculationConfig,
     require,
 )
 from minivllm.sampling_params import SamplingParams
+from minivllm.simulation.hardware import HardwareConfig
 
+# Parts of an execution that is simulated, null in any other.
+SIMULATION_GROUPS = ("hardware", "step_time")
 # The keys of a resolved config; anything else was added by mistake.
 GROUPS = (
     "model",
     "scheduler",
+    "length_predictor",
     "cache",
     "quantization",
     "speculation",
     "draft_length",
     "attention",
     "execution",
+    *SIMULATION_GROUPS,
     "workload",
     "sampling",
     "slo",
@@ -143,7 +149,8 @@ def freeze(config: Mapping[str, Any]) -> RunSettings:
     require(label is None or isinstance(label, str), "label", label, "null or a name")
     model = _fields(config, "model", ModelConfig)
     model["path"], model["tokenizer"] = located(model.get("path")), located(model.get("tokenizer"))
-    scheduler, policy = _split(config, "scheduler", SchedulerConfig, "policy")
+    scheduler, policy = _split(config, "scheduler", SchedulerConfig, "policy", "predictor")
+    predictor = _component(dict(config["length_predictor"]), "length_predictor")
     cache, eviction = _split(config, "cache", CacheConfig, "eviction")
     quantization, scheme = _split(config, "quantization", QuantizationConfig, "scheme")
     if isinstance(scheme.kwargs.get("calibration"), Mapping):
@@ -154,7 +161,7 @@ def freeze(config: Mapping[str, Any]) -> RunSettings:
     return RunSettings(
         engine=EngineConfig(
             model=ModelConfig(**model),
-            scheduler=SchedulerConfig(**scheduler, policy=policy),
+            scheduler=SchedulerConfig(**scheduler, policy=policy, predictor=predictor),
             cache=CacheConfig(**cache, eviction=eviction),
             quantization=QuantizationConfig(**quantization, scheme=scheme),
             speculation=_speculation(config),
@@ -162,6 +169,7 @@ def freeze(config: Mapping[str, Any]) -> RunSettings:
                 **_fields(config, "execution", ExecutionConfig, without="attention"),
                 attention=_optional_component(dict(config["attention"]), "attention"),
             ),
+            simulation=_simulation(config),
         ),
         workload=_component(workload, "workload"),
         sampling=SamplingParams(**_checked(config["sampling"], "sampling", _SAMPLING_KEYS)),
@@ -193,9 +201,18 @@ def _speculation(config: Mapping[str, Any]) -> SpeculationConfig:
     return SpeculationConfig(**own, drafter=drafter, length=_component(dict(config["draft_length"]), "draft_length"))
 
 
-def _split(config: Mapping[str, Any], group: str, kind: type, part: str) -> tuple[dict[str, Any], Component]:
-    """A node with `_target_`: fields of the dataclass to it, the rest to the component."""
-    names = {f.name for f in dataclasses.fields(kind)} - {part}
+def _simulation(config: Mapping[str, Any]) -> SimulationConfig | None:
+    if config["execution"]["device"] != "simulated":
+        return None
+    return SimulationConfig(
+        hardware=HardwareConfig(**_fields(config, "hardware", HardwareConfig)),
+        step_time=_component(dict(config["step_time"]), "step_time"),
+    )
+
+
+def _split(config: Mapping[str, Any], group: str, kind: type, *parts: str) -> tuple[dict[str, Any], Component]:
+    """A node with `_target_`: fields of the dataclass to it but for its `parts`, the rest to the component."""
+    names = {f.name for f in dataclasses.fields(kind)} - set(parts)
     node = dict(config[group])
     own = {key: node.pop(key) for key in list(node) if key in names}
     return own, _component(node, group)

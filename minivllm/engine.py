@@ -23,6 +23,7 @@ from minivllm.sampling_params import SamplingParams
 from minivllm.scheduler.base import SchedulingPolicy
 from minivllm.scheduler.builder import Commit
 from minivllm.scheduler.drafting import Drafting, decodes
+from minivllm.scheduler.predictors.base import LengthPredictor
 from minivllm.scheduler.scheduler import Scheduler
 from minivllm.speculation.lengths.base import DraftLengthPolicy
 
@@ -56,7 +57,12 @@ class Engine:
             length = speculation.length.make("draft_length", DraftLengthPolicy, num_draft_tokens=num_drafts)
             drafting = Drafting(length, self._tables)
         self.scheduler = Scheduler(
-            config.scheduler, policy, self._tables, reuse_kv=config.cache.reuse_kv, drafting=drafting
+            config.scheduler,
+            policy,
+            self._tables,
+            reuse_kv=config.cache.reuse_kv,
+            drafting=drafting,
+            predictor=config.scheduler.predictor.make("length_predictor", LengthPredictor),
         )
         self._overlap = config.overlaps
         # The step that runs while the next one is made, where steps overlap.
@@ -93,7 +99,8 @@ class Engine:
             prompt_token_ids: at least one token of the model's vocabulary.
             sampling_params: `n` of them make n requests that share the prompt's blocks.
             arrival_s: when it was due, on the engine's clock; now where None.
-            priority, client_id, predicted_output_tokens: for the policies that look at them.
+            priority, client_id: for the policies that look at them.
+            predicted_output_tokens: what is known of the length; the predictor says it where None.
 
         Returns:
             The n request ids.
@@ -158,7 +165,7 @@ class Engine:
         start_s = self.clock.now_s()
         plan = scheduler.schedule(now_s=start_s)
         # A chunk that reaches past the prompt decodes; without a KV cache every chunk starts at 0 and prefills.
-        num_decode_tokens = sum(decodes(chunk) for chunk in plan.chunks)
+        num_decode_tokens = len(plan.decodes) + sum(decodes(chunk) for chunk in plan.others)
         planned_s = self.clock.now_s()
         launched = self.runner.launch(plan)
         if self._overlap:
@@ -199,6 +206,7 @@ class Engine:
             num_preemptions=scheduler.num_preemptions - preemptions,
             num_recomputed_tokens=scheduler.num_recomputed_tokens - recomputed,
             num_compilations=0 if result is None else result.num_compilations,
+            idle_until_s=plan.idle_until_s,
             emitted=commit.emitted,
             finished=commit.finished,
         )

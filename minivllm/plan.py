@@ -6,6 +6,7 @@ The runner keeps one row a request (its tokens and its block table), so a plan s
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from minivllm.sampling_params import SamplingParams
 
@@ -39,9 +40,8 @@ class BlockCopy:
     target: int
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Chunk:
-    """Tokens `[start, start + num_tokens)` of one request run in this step."""
+class Chunk(NamedTuple):
+    """Tokens `[start, start + num_tokens)` of one request run in this step. Given by name."""
 
     request_id: int
     start: int
@@ -55,18 +55,38 @@ class Chunk:
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StepPlan:
     """One step of the engine. The runner applies `released`, `new_rows`, `table_updates` and `copies`, in this order,
-    then runs the chunks."""
+    then runs the chunks.
+
+    The usual chunk is a decode: a request's newest token, alone, without drafts. Hundreds of them may run in a step, so
+    they lie side by side as numbers.
+    """
 
     step: int
     released: tuple[int, ...]
     new_rows: tuple[NewRow, ...]
     table_updates: tuple[TableUpdate, ...]
     copies: tuple[BlockCopy, ...]
-    chunks: tuple[Chunk, ...]
+    # Requests that decode, and where their newest token stands, above 0.
+    decodes: tuple[int, ...] = ()
+    decode_starts: tuple[int, ...] = ()
+    # All other chunks.
+    others: tuple[Chunk, ...] = ()
+    # Set where the policy chose to run nothing before this instant.
+    idle_until_s: float | None = None
+
+    @property
+    def chunks(self) -> tuple[Chunk, ...]:
+        """All chunks, decodes first. Made at each call."""
+        decodes = (Chunk(i, start, 1, True) for i, start in zip(self.decodes, self.decode_starts, strict=True))
+        return (*decodes, *self.others)
+
+    @property
+    def is_empty(self) -> bool:
+        return not self.decodes and not self.others
 
     @property
     def num_tokens(self) -> int:
-        return sum(chunk.num_tokens for chunk in self.chunks)
+        return len(self.decodes) + sum(chunk.num_tokens for chunk in self.others)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -96,12 +116,16 @@ class SampledTokens:
 class StepResult:
     """The samples of a step, in the order of the plan's sampling chunks.
 
+    `decoded` are the tokens of the plan's decodes, and then `samples` are those of the other chunks alone; it is None
+    where one of them is more than a token (it has logprobs, or failed) and `samples` tell of all.
+
     `device_s` is how long the device was busy with it, None where that is not told apart; `num_compilations` counts
     the kernels that had to be compiled for it, 0 once the runner is warm. `draft_s` is the time it took to draft, and
     `verify_s` that of all the rest of the step; None where nothing was drafted.
     """
 
     samples: tuple[SampledTokens, ...]
+    decoded: tuple[int, ...] | None = None
     device_s: float | None = None
     draft_s: float | None = None
     verify_s: float | None = None
@@ -143,6 +167,8 @@ class StepReport:
     draft_s: float | None = None
     verify_s: float | None = None
     num_compilations: int = 0
+    # Set where the policy chose to run nothing before this instant, and nothing ran.
+    idle_until_s: float | None = None
     # (request_id, new tokens) of every request that got some, and the ids of those that ended.
     emitted: tuple[tuple[int, tuple[int, ...]], ...] = ()
     finished: tuple[int, ...] = ()

@@ -7,9 +7,6 @@ from typing import Protocol
 
 from minivllm.sampling_params import SamplingParams
 
-# Stands for a token whose value is not known; no token has it.
-PENDING = -1
-
 
 class RequestStatus(enum.Enum):
     """Where a request is; a preempted one waits again. An ending one has run its last token and holds nothing any more:
@@ -110,28 +107,28 @@ class Request:
         sampling_params: how its tokens are chosen.
         sampling_seed: with the position it decides every draw.
         arrival_s: when it was due, on the engine's clock.
-        max_total_tokens: the context that the model (or the pool) leaves it, prompt included.
+        max_total_tokens: the context that the model (or the pool) leaves it, prompt included; its own `max_tokens`
+            may end it sooner.
         eos_token_ids: end tokens of the model; empty when the request ignores them.
         priority: lower is served first, by the policies that look at it.
         client_id: who sent it, for fairness.
-        predicted_output_tokens: a predictor's word; its `max_tokens` where nobody predicts.
+        predicted_output_tokens: what is known of its length; None leaves it to a predictor, and without one it is
+            `max_tokens`.
         parent_id: the request whose prompt it shares (`n` > 1), None for the first of them.
 
     Invariants: `0 <= num_computed_tokens < num_tokens` while unfinished: the K/V of positions
     `[0, num_computed_tokens)` lies in its blocks (or will, when the steps on their way are done), and the newest token
-    is never computed yet. The newest token may be pending: it is being sampled, and its value is not known.
+    is never computed yet. The newest token may be pending: it is being sampled, counts in `num_tokens`, and is not in
+    `token_ids`.
     """
 
     __slots__ = (
         "arrival_s",
         "client_id",
-        "eos_token_ids",
         "error",
         "finish_reason",
         "finish_s",
         "first_scheduled_s",
-        "first_token_s",
-        "has_pending_token",
         "logprobs",
         "max_total_tokens",
         "num_cached_tokens",
@@ -142,12 +139,14 @@ class Request:
         "num_recomputed_tokens",
         "num_tokens",
         "parent_id",
+        "has_known_length",
         "predicted_output_tokens",
         "priority",
         "request_id",
         "sampling_params",
         "sampling_seed",
         "status",
+        "stop_token_ids",
         "token_ids",
         "token_times_s",
     )
@@ -173,19 +172,18 @@ class Request:
         self.sampling_params = sampling_params
         self.sampling_seed = sampling_seed
         self.arrival_s = arrival_s
-        self.eos_token_ids = eos_token_ids
+        self.stop_token_ids = eos_token_ids | frozenset(sampling_params.stop_token_ids)
         self.priority = priority
         self.client_id = client_id
-        self.max_total_tokens = max_total_tokens
+        self.max_total_tokens = min(max_total_tokens, len(prompt_token_ids) + sampling_params.max_tokens)
+        self.has_known_length = predicted_output_tokens is not None
         self.predicted_output_tokens = (
             sampling_params.max_tokens if predicted_output_tokens is None else predicted_output_tokens
         )
 
-        # Prompt, then output. `num_tokens` is its length, kept because it is read many times a step.
+        # Prompt, then output, as far as its values are known.
         self.token_ids = list(prompt_token_ids)
         self.num_tokens = self.num_prompt_tokens = len(self.token_ids)
-        # The newest token is a placeholder.
-        self.has_pending_token = False
         self.num_computed_tokens = 0
         # Of the first admission only: later hits find the request's own work.
         self.num_cached_tokens = 0
@@ -197,7 +195,6 @@ class Request:
         self.finish_reason: FinishReason | None = None
         self.error: str | None = None
         self.first_scheduled_s: float | None = None
-        self.first_token_s: float | None = None
         self.finish_s: float | None = None
         self.token_times_s: list[float] = []
         # One dict a position, {token: logprob}, filled only where asked for.
@@ -216,6 +213,10 @@ class Request:
         return self.sampling_params.max_tokens
 
     @property
+    def first_token_s(self) -> float | None:
+        return self.token_times_s[0] if self.token_times_s else None
+
+    @property
     def last_token_s(self) -> float | None:
         return self.token_times_s[-1] if self.token_times_s else None
 
@@ -231,38 +232,32 @@ class Request:
     @property
     def num_tokens_left(self) -> int:
         """Tokens that it may still get."""
-        return min(self.max_tokens - self.num_output_tokens, self.max_total_tokens - self.num_tokens)
+        return self.max_total_tokens - self.num_tokens
 
     @property
     def is_full(self) -> bool:
         """The newest token is the last one, whatever its value."""
-        return self.num_tokens_left <= 0
+        return self.num_tokens >= self.max_total_tokens
+
+    @property
+    def has_pending_token(self) -> bool:
+        return len(self.token_ids) < self.num_tokens
 
     def expect_token(self) -> None:
         """One more token is being sampled: count it, before its value is known."""
         assert not self.has_pending_token
-        self.token_ids.append(PENDING)
         self.num_tokens += 1
-        self.has_pending_token = True
 
     def append(self, token_id: int, now_s: float) -> None:
         """A token's value is known: the pending one's, or that of one more."""
-        if self.has_pending_token:
-            self.token_ids[-1] = token_id
-            self.has_pending_token = False
-        else:
-            self.token_ids.append(token_id)
+        if not self.has_pending_token:
             self.num_tokens += 1
+        self.token_ids.append(token_id)
         self.token_times_s.append(now_s)
-        if self.first_token_s is None:
-            self.first_token_s = now_s
 
     def drop_pending_token(self) -> None:
         """Nobody waits for it any more."""
-        if self.has_pending_token:
-            self.token_ids.pop()
-            self.num_tokens -= 1
-            self.has_pending_token = False
+        self.num_tokens = len(self.token_ids)
 
     def cut(self, num_output_tokens: int) -> None:
         """Forget the output behind its first tokens; no token is pending."""
@@ -274,8 +269,7 @@ class Request:
 
     def stop_reason(self) -> FinishReason | None:
         """Why the newest token ends the request, or None. The end token counts as output, as in vLLM."""
-        newest = self.token_ids[-1]
-        if newest in self.eos_token_ids or newest in self.sampling_params.stop_token_ids:
+        if self.token_ids[-1] in self.stop_token_ids:
             return FinishReason.STOP
         return FinishReason.LENGTH if self.is_full else None
 

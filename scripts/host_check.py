@@ -28,8 +28,9 @@ class AnswersAtOnce:
     num_blocks, max_model_len, vocab_size, eos_token_ids = 200_000, 4096, 1000, frozenset[int]()
 
     def launch(self, plan: StepPlan) -> Done:
-        ids = [chunk.request_id for chunk in plan.chunks if chunk.samples]
-        return Done(result=StepResult(samples=tuple(SampledTokens(request_id=i, token_ids=(7,)) for i in ids)))
+        ids = [chunk.request_id for chunk in plan.others if chunk.samples]
+        samples = tuple(SampledTokens(request_id=i, token_ids=(7,)) for i in ids)
+        return Done(result=StepResult(samples=samples, decoded=(7,) * len(plan.decodes)))
 
     def memory(self) -> MemoryReport:
         return MemoryReport(weights_bytes=0, kv_cache_bytes=0)

@@ -46,10 +46,12 @@ class BlockTables:
         if not self.prefix_caching:
             return []
         keys = self._keys.setdefault(request.request_id, [])
-        extend_keys(keys, request.token_ids, request.num_tokens, self.block_size)
         found: list[int] = []
-        for key in keys[: (request.num_tokens - 1) // self.block_size]:
-            block_id = self.pool.lookup(key)
+        for index in range((request.num_tokens - 1) // self.block_size):
+            # Keys are made as far as blocks are found: most prompts miss at their first.
+            if index == len(keys):
+                extend_keys(keys, request.token_ids, (index + 1) * self.block_size, self.block_size)
+            block_id = self.pool.lookup(keys[index])
             if block_id is None:
                 break
             found.append(block_id)
@@ -144,7 +146,8 @@ class BlockTables:
 
     def num_slots_unused(self, running: Sequence[Request]) -> int:
         """Slots of held blocks without K/V. Shared blocks are full but for a moment, so private tails decide."""
-        return sum(len(self._tables[r.request_id]) * self.block_size - r.num_computed_tokens for r in running)
+        num_slots = self.block_size * sum(map(len, self._tables.values()))
+        return num_slots - sum([request.num_computed_tokens for request in running])
 
     def check(self) -> None:
         """Assert that the pool's references are exactly the tables' entries."""

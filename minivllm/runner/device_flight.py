@@ -70,6 +70,7 @@ class Flight:
 
     Args:
         order: requests that sample, in the plan's order.
+        num_decodes: the first of them, and of the chunks, are plain decodes.
         chunks: R, in the order of the step.
         rows: [R], their rows.
         drafts: None where there are none.
@@ -82,6 +83,7 @@ class Flight:
     """
 
     order: list[int]
+    num_decodes: int
     chunks: Sequence[Chunk]
     rows: np.ndarray
     drafts: StepDrafts | None
@@ -101,8 +103,12 @@ class Flight:
         told = {} if self.logprobs is None else self.logprobs.of_rows()
         by_request: dict[int, SampledTokens] = {}
         kept = []
+        decoded: tuple[int, ...] | None = None
         end = 0
-        for i, chunk in enumerate(self.chunks):
+        if self.speculation is None and self.logprobs is None and min(values[: self.num_decodes], default=0) >= 0:
+            end = self.num_decodes
+            decoded = tuple(values[:end])
+        for i, chunk in enumerate(self.chunks[end:], start=end):
             if not chunk.samples:
                 continue
             num_drafts, first = 0 if drafts is None else int(drafts.counts[i]), end
@@ -135,7 +141,8 @@ class Flight:
         asked = any(chunk.num_draft_tokens for chunk in self.chunks)
         over = times.ended if marks.on_gpu else marks.now()
         return StepResult(
-            samples=tuple(by_request[request_id] for request_id in self.order),
+            samples=tuple(by_request[request_id] for request_id in self.order if request_id in by_request),
+            decoded=decoded,
             device_s=times.device_s(drafts is not None and drafts.proposal is not None),
             draft_s=marks.between_s(times.started, times.drafted) if asked else None,
             verify_s=marks.between_s(times.drafted, over) if asked else None,

@@ -96,11 +96,12 @@ class DeviceRunner:
     @torch.inference_mode()
     def launch(self, plan: StepPlan) -> Launched:
         self._apply(plan)
-        if not plan.chunks:
-            return Done(result=StepResult(samples=()))
-        only_decodes = all(chunk.num_tokens == 1 and chunk.samples for chunk in plan.chunks)
-        # Decodes first, as the attention kernels want them, then verifications; `sorted` keeps the rest in order.
         chunks: Sequence[Chunk] = plan.chunks
+        if not chunks:
+            return Done(result=StepResult(samples=()))
+        order = [*plan.decodes, *(chunk.request_id for chunk in plan.others if chunk.samples)]
+        only_decodes = all(chunk.num_tokens == 1 and chunk.samples for chunk in plan.others)
+        # Decodes first, as the attention kernels want them, then verifications; `sorted` keeps the rest in order.
         if not only_decodes or self._drafts is not None:
             chunks = sorted(chunks, key=lambda chunk: (chunk.num_tokens > 1, chunk.num_draft_tokens > 0))
         rows = self._rows.of(chunks)
@@ -128,7 +129,8 @@ class DeviceRunner:
             sampled = torch.cat([sampled, drafts.proposal.token_ids.reshape(-1)])
         sampled = download(sampled)
         return Flight(
-            order=[chunk.request_id for chunk in plan.chunks if chunk.samples],
+            order=order,
+            num_decodes=len(plan.decodes),
             chunks=chunks,
             rows=rows,
             drafts=drafts,

@@ -60,19 +60,19 @@ def _draft_once(
         ),
         table_updates=tuple(TableUpdate(request_id=i, first=0, block_ids=blocks) for i, _ in given),
         copies=(),
-        chunks=tuple(Chunk(request_id=i, start=0, num_tokens=n, samples=True) for i, n in given),
+        others=tuple(Chunk(request_id=i, start=0, num_tokens=n, samples=True) for i, n in given),
     )
     draft = replace(
         begin,
         new_rows=(),
         table_updates=(),
-        chunks=tuple(
+        others=tuple(
             Chunk(request_id=i, start=n, num_tokens=1, samples=True, num_draft_tokens=num_drafts) for i, n in given
         ),
     )
     runner.launch(begin).wait()
     flight = runner.launch(draft)
     flight.wait()
-    runner.launch(replace(draft, released=tuple(i for i, _ in given), chunks=()))
+    runner.launch(replace(draft, released=tuple(i for i, _ in given), others=()))
     assert isinstance(flight, Flight)
     return flight.drafts

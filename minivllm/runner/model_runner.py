@@ -64,14 +64,15 @@ class ModelRunner:
     @torch.inference_mode()
     def _run(self, plan: StepPlan) -> StepResult:
         self._apply(plan)
-        if not plan.chunks:
+        chunks = plan.chunks
+        if not chunks:
             return StepResult(samples=())
-        rows = self._rows.of(plan.chunks)
+        rows = self._rows.of(chunks)
         start_s = self._clock.now_s()
-        drafts = None if self._drafter is None else self._draft(self._drafter, plan, rows)
+        drafts = None if self._drafter is None else self._draft(self._drafter, chunks, rows)
         drafted_s = self._clock.now_s()
         packed = self._rows.pack(
-            plan.chunks, rows, None if drafts is None else drafts.counts, None if drafts is None else drafts.tree
+            chunks, rows, None if drafts is None else drafts.counts, None if drafts is None else drafts.tree
         )
         batch = PackedBatch(
             token_ids=self._to_device(self._token_ids[packed.token_rows, packed.places]),
@@ -90,17 +91,24 @@ class ModelRunner:
         if self.parts.features is not None:
             self.parts.features.index_copy_(0, batch.slot_mapping, hidden_NC)
         if len(batch.sample_indices) == 0:
-            return StepResult(samples=())
+            return StepResult(samples=(), decoded=())
         if len(batch.sample_indices) < len(batch.token_ids):
             hidden_NC = hidden_NC.index_select(0, batch.sample_indices)
-        samples = self._sample(self.model.compute_logits(hidden_NC).float(), plan.chunks, rows, drafts)
+        decoded, samples = self._sample(
+            self.model.compute_logits(hidden_NC).float(), chunks, rows, drafts, num_decodes=len(plan.decodes)
+        )
         if self._drafter is not None:
-            ends = [chunk.start + chunk.num_tokens for chunk in plan.chunks if chunk.samples]
+            ends = [chunk.start + chunk.num_tokens for chunk in chunks if chunk.samples]
             for end, sample in zip(ends, samples, strict=True):
                 self._drafter.extend(sample.request_id, end + len(sample.token_ids), sample.token_ids)
-        if not any(chunk.num_draft_tokens for chunk in plan.chunks):
-            return StepResult(samples=samples)
-        return StepResult(samples=samples, draft_s=drafted_s - start_s, verify_s=self._clock.now_s() - drafted_s)
+        if not any(chunk.num_draft_tokens for chunk in plan.others):
+            return StepResult(samples=samples, decoded=decoded)
+        return StepResult(
+            samples=samples,
+            decoded=decoded,
+            draft_s=drafted_s - start_s,
+            verify_s=self._clock.now_s() - drafted_s,
+        )
 
     def forward(self, batch: PackedBatch) -> Tensor:
         """[N, C], see `ReadingRunner`."""
@@ -144,8 +152,8 @@ class ModelRunner:
     def attention(self) -> AttentionBackend:
         return self._attention
 
-    def _draft(self, drafter: Drafter, plan: StepPlan, rows: np.ndarray) -> StepDrafts | None:
-        drafts = propose(drafter, self, plan.chunks, rows)
+    def _draft(self, drafter: Drafter, chunks: Sequence[Chunk], rows: np.ndarray) -> StepDrafts | None:
+        drafts = propose(drafter, self, chunks, rows)
         if drafts is not None:
             for request, place in zip(drafts.requests, drafts.places, strict=True):
                 token_ids = drafts.of_chunk(place)
@@ -157,9 +165,16 @@ class ModelRunner:
         return torch.from_numpy(array).to(self.parts.device)
 
     def _sample(
-        self, logits_MV: Tensor, chunks: Sequence[Chunk], rows: np.ndarray, drafts: StepDrafts | None
-    ) -> tuple[SampledTokens, ...]:
-        """What each sampling chunk gets; one with drafts has as many more rows of logits."""
+        self,
+        logits_MV: Tensor,
+        chunks: Sequence[Chunk],
+        rows: np.ndarray,
+        drafts: StepDrafts | None,
+        *,
+        num_decodes: int,
+    ) -> tuple[tuple[int, ...] | None, tuple[SampledTokens, ...]]:
+        """What each sampling chunk gets, see `StepResult`; one with drafts has as many more rows of logits. The first
+        `num_decodes` chunks are plain decodes."""
         sampling = [i for i, chunk in enumerate(chunks) if chunk.samples]
         if all(self._plain[row] for row in rows[sampling].tolist()):
             wanted = SamplingBatch.greedy(len(logits_MV))
@@ -178,9 +193,13 @@ class ModelRunner:
             output = sample_chains(logits_MV, wanted, drafts.chains(sampling), self._row_max)
         own, finite = output.token_ids.tolist(), output.finite.tolist()
         logprobs = {} if output.logprobs is None else output.logprobs.of_rows()
+        decoded, first = None, 0
+        if self._drafter is None and not logprobs and all(finite[:num_decodes]):
+            decoded, first = tuple(own[:num_decodes]), num_decodes
+            places = np.array([chunk.start + 1 for chunk in chunks[:num_decodes]], dtype=np.int64)
+            self._token_ids[rows[:num_decodes], places] = decoded
         samples = []
-        first = 0
-        for i in sampling:
+        for i in sampling[first:]:
             chunk, row = chunks[i], int(rows[i])
             proposed = () if drafts is None else drafts.of_chunk(i)
             end = first + 1 + len(proposed)
@@ -205,7 +224,7 @@ class ModelRunner:
                     draft_depth=0 if drafts is None else drafts.depth_of_chunk(i),
                 )
             )
-        return tuple(samples)
+        return decoded, tuple(samples)
 
     def _move(self, row: int, first: int, nodes: list[int]) -> None:
         """Bring the K/V of accepted nodes of a tree together, into the slots from place `first` on."""

@@ -20,13 +20,12 @@ from minivllm.models.loader import resolve_dtype
 from minivllm.quantization.base import LinearTarget, QuantizationScheme
 from minivllm.runner.base import MemoryReport
 from minivllm.runner.kernels import attention_of, make_ops, resolve_kernels
+from minivllm.runner.pool_size import pool_blocks
 from minivllm.speculation.base import Drafter
 from minivllm.speculation.model import ModelDrafter
 from minivllm.speculation.target import DraftTarget
 from minivllm.transfer import upload
 from minivllm_kernels.cpu_memory import advise_huge_pages
-
-_CPU_POOL_BYTES = 256 * 1024 * 1024
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -139,7 +138,12 @@ def make_parts(config: EngineConfig, kernels: str) -> Parts:
     kv_cache = torch.empty(
         (
             spec.num_layers,
-            _num_blocks(config, model, bytes_per_block, max_model_len, device),
+            pool_blocks(
+                config,
+                bytes_per_block=bytes_per_block,
+                max_model_len=max_model_len,
+                free_bytes=(lambda: _free_bytes(config, model, device)) if device.type == "cuda" else None,
+            ),
             size,
             2,
             spec.num_kv_heads,
@@ -226,27 +230,6 @@ def _check_weights_fit(config: EngineConfig, dtype: torch.dtype) -> None:
             f"model.path={config.model.path!r}: its weights take {needed / 2**30:.1f} GiB, and of the GPU's "
             f"{total / 2**30:.1f} GiB {free / 2**30:.1f} are free: choose a smaller model, or execution.device=cpu"
         )
-
-
-def _num_blocks(
-    config: EngineConfig, model: Llama, bytes_per_block: int, max_model_len: int, device: torch.device
-) -> int:
-    """Blocks of the pool: as asked, or as many as its memory holds, but no more than could ever be used."""
-    cache = config.cache
-    if cache.num_blocks is not None:
-        return cache.num_blocks
-    most = config.scheduler.max_num_seqs * math.ceil(max_model_len / cache.block_size)
-    if cache.memory_bytes is not None:
-        num_bytes, key = cache.memory_bytes, f"cache.memory_bytes={cache.memory_bytes}"
-    elif device.type == "cuda":
-        num_bytes = _free_bytes(config, model, device)
-        key = f"cache.gpu_memory_fraction={cache.gpu_memory_fraction}, which leaves {num_bytes} bytes for K/V"
-    else:
-        num_bytes, key = _CPU_POOL_BYTES, "cache.memory_bytes"
-    affordable = num_bytes // bytes_per_block
-    if affordable < 1:
-        raise ValueError(f"{key}: must hold one block of {cache.block_size} tokens, {bytes_per_block} bytes")
-    return min(affordable, most)
 
 
 def _free_bytes(config: EngineConfig, model: Llama, device: torch.device) -> int:

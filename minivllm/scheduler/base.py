@@ -7,9 +7,10 @@ The mechanism in `scheduler.py` executes what a policy says in its order, finds 
 from __future__ import annotations
 
 import enum
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from itertools import chain
+from typing import NamedTuple, NoReturn, TypeVar
 
 from minivllm.request import RequestView
 
@@ -31,10 +32,13 @@ class SchedulerState:
     num_available_blocks: int
     num_blocks: int
     block_size: int
+    # The waiting ones by the policy's key, as many as could be let in at once; all of them, sorted, where None.
+    ranked_waiting: Callable[[], Sequence[RequestView]] | None = None
+    # How many of a waiting request's first tokens the prefix cache holds.
+    num_cached_tokens: Callable[[RequestView], int] | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Allotment:
+class Allotment(NamedTuple):
     """A request's share of a step: `num_tokens` of its next tokens, or as many as the budgets leave where None."""
 
     request: RequestView
@@ -54,8 +58,8 @@ class KeyChanges(enum.Enum):
 
 
 class Served(NamedTuple):
-    """What a request got in one step. `num_prefill_tokens` of its known tokens were computed beside the newest one,
-    `num_output_tokens` are new."""
+    """What a request got in one step: `num_prefill_tokens` of its known tokens were computed (a decode computes none),
+    and `num_output_tokens` are new."""
 
     request: RequestView
     num_prefill_tokens: int
@@ -82,16 +86,14 @@ class SchedulingPolicy:
 
     def order(self, state: SchedulerState, now_s: float) -> Sequence[RequestView]:
         """Everyone who may get tokens in this step, most deserving first. Whoever is left out gets none."""
-
-        def rank(request: RequestView) -> tuple[float, ...]:
-            return self.key(request, now_s)
-
+        if state.ranked_waiting is None:
+            waiting: Sequence[RequestView] = ranked(self, list(state.waiting), now_s)
+        else:
+            waiting = state.ranked_waiting()
         if self.preemptive:
-            return sorted([*state.running, *state.waiting], key=rank)
-        running = sorted(state.running, key=rank)
-        if len(running) >= state.max_num_seqs:
-            return running
-        return [*running, *sorted(state.waiting, key=rank)]
+            return ranked(self, [*state.running, *waiting], now_s)
+        running = ranked(self, state.running, now_s)
+        return running if len(running) >= state.max_num_seqs else [*running, *waiting]
 
     def plan(self, state: SchedulerState, now_s: float) -> Sequence[Allotment]:
         """The whole plan of a step, for policies that decide token counts too."""
@@ -116,3 +118,50 @@ class SchedulingPolicy:
     def victim(self, candidates: Sequence[RequestView], now_s: float) -> RequestView:
         """Who is preempted when blocks or seats are short: the least deserving of `candidates`."""
         return max(candidates, key=lambda request: self.key(request, now_s))
+
+
+AnyRequest = TypeVar("AnyRequest", bound=RequestView)
+
+
+def ranked(policy: SchedulingPolicy, requests: Sequence[AnyRequest], now_s: float) -> list[AnyRequest]:
+    """Requests by a policy's key, smallest first; equals stay in their order.
+
+    Raises:
+        PolicyError: a key that cannot be ranked.
+    """
+    keys = keys_of(policy, requests, now_s)
+    try:
+        order = sorted(range(len(keys)), key=keys.__getitem__)
+    except TypeError as error:
+        break_rule(policy, "keys", f"they cannot be compared: {error}")
+    return [requests[i] for i in order]
+
+
+def keys_of(policy: SchedulingPolicy, requests: Sequence[RequestView], now_s: float) -> list[tuple[float, ...]]:
+    """A policy's keys, all of them tuples of numbers.
+
+    Raises:
+        PolicyError: one is not.
+    """
+    key = policy.key
+    keys = [key(request, now_s) for request in requests]
+    try:
+        total = sum(chain.from_iterable(keys))
+    except TypeError as error:
+        break_rule(policy, "keys", f"a key must be a tuple of numbers: {error}")
+    # A sum of many is not a number where one of them is not, and where infinities meet.
+    if total != total:
+        for request, found in zip(requests, keys, strict=True):
+            if any(part != part for part in found):
+                break_rule(policy, "keys", f"request {request.request_id} has the key {found}, which has no order")
+    return keys
+
+
+def break_rule(policy: SchedulingPolicy, rule: str, what: str) -> NoReturn:
+    """Raise the policy's error, with its name and the rule."""
+    raise PolicyError(f"scheduler={type(policy).__name__}: breaks the rule of {rule}: {what}")
+
+
+def overrides(policy: SchedulingPolicy, method: str) -> bool:
+    """Whether a policy has a method of its own."""
+    return getattr(type(policy), method) is not getattr(SchedulingPolicy, method)

@@ -6,7 +6,6 @@ made.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 
 from minivllm.blocks.tables import BlockTables
@@ -39,51 +38,62 @@ class Drafting:
         Raises:
             ValueError: the policy allows more than there may be.
         """
-        places: list[int] = []
-        candidates: list[DraftCandidate] = []
-        for place, chunk in enumerate(builder.chunks):
-            if not decodes(chunk):
-                continue
-            request = requests[chunk.request_id]
-            # One token more than was accepted comes of a verification.
-            limit = min(self._policy.num_draft_tokens, request.num_tokens_left - 1)
-            if limit >= 1:
-                places.append(place)
-                candidates.append(
-                    DraftCandidate(
-                        request_id=request.request_id, num_output_tokens=request.num_output_tokens, limit=limit
-                    )
-                )
-        if not candidates:
+        # (place among the other chunks, or None for a plain decode; candidate)
+        found: list[tuple[int | None, DraftCandidate]] = []
+        for request in builder.decodes:
+            found += self._candidate(None, request)
+        for index, chunk in enumerate(builder.chunks):
+            if decodes(chunk):
+                found += self._candidate(index, requests[chunk.request_id])
+        if not found:
             return
-        num_others = sum(chunk.num_tokens for chunk in builder.chunks) - len(candidates)
-        chosen = self._policy.choose(candidates, num_others)
+        candidates = [candidate for _, candidate in found]
+        num_tokens = len(builder.decodes) + sum(chunk.num_tokens for chunk in builder.chunks)
+        chosen = self._policy.choose(candidates, num_tokens - len(candidates))
         if len(chosen) != len(candidates):
             raise ValueError(
                 f"draft_length={type(self._policy).__name__}: answers {list(chosen)!r} for {len(candidates)} requests: "
                 "must give one number each"
             )
-        for place, candidate, wanted in zip(places, candidates, chosen, strict=True):
+        drafting: set[int] = set()
+        for (place, candidate), wanted in zip(found, chosen, strict=True):
             if not isinstance(wanted, int) or not 0 <= wanted <= candidate.limit:
                 raise ValueError(
                     f"draft_length={type(self._policy).__name__}: {wanted!r} drafts for request "
                     f"{candidate.request_id}: must be in [0, {candidate.limit}]"
                 )
-            self._add(builder, place, wanted)
+            end = requests[candidate.request_id].num_tokens
+            num_drafts = self._make_room(builder, candidate.request_id, end, wanted)
+            if num_drafts and place is None:
+                builder.chunks.append(Chunk(candidate.request_id, end - 1, 1, True, num_drafts))
+                drafting.add(candidate.request_id)
+            elif num_drafts and place is not None:
+                builder.chunks[place] = builder.chunks[place]._replace(num_draft_tokens=num_drafts)
+        builder.decodes = [request for request in builder.decodes if request.request_id not in drafting]
 
-    def _add(self, builder: PlanBuilder, place: int, wanted: int) -> None:
-        chunk, size = builder.chunks[place], self._tables.block_size
-        request_id, end = chunk.request_id, chunk.start + chunk.num_tokens
+    def _candidate(self, place: int | None, request: Request) -> list[tuple[int | None, DraftCandidate]]:
+        # One token more than was accepted comes of a verification.
+        limit = min(self._policy.num_draft_tokens, request.num_tokens_left - 1)
+        if limit < 1:
+            return []
+        candidate = DraftCandidate(
+            request_id=request.request_id, num_output_tokens=request.num_output_tokens, limit=limit
+        )
+        return [(place, candidate)]
+
+    def _make_room(self, builder: PlanBuilder, request_id: int, end: int, wanted: int) -> int:
+        """Take budget and blocks for drafts behind the first `end` tokens; returns how many find both."""
+        size = self._tables.block_size
         first = len(self._tables.table(request_id))
         num_slots = (first + self._tables.pool.num_available) * size - end
         num_drafts = min(wanted, builder.budget, num_slots)
         if num_drafts < 1:
-            return
+            return 0
         builder.budget -= num_drafts
-        builder.chunks[place] = dataclasses.replace(chunk, num_draft_tokens=num_drafts)
         block_ids = self._tables.grow(request_id, end + num_drafts)
         if block_ids:
             builder.updates.append(TableUpdate(request_id=request_id, first=first, block_ids=block_ids))
+        return num_drafts
 
     def observe(self, plan: StepPlan, result: StepResult, duration_s: float) -> None:
         """A step is over and committed."""

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import NoReturn
 
 from minivllm.config import SchedulerConfig
-from minivllm.request import Request
-from minivllm.scheduler.base import Allotment, PolicyError, SchedulingPolicy
+from minivllm.request import Request, RequestStatus, RequestView
+from minivllm.scheduler.base import Allotment, SchedulingPolicy, break_rule
 
 
 def check_plan(
@@ -24,26 +23,49 @@ def check_plan(
     Raises:
         PolicyError: it breaks a rule.
     """
-    seen: set[int] = set()
+    check_order([allotment.request for allotment in plan], requests, policy)
     spent = 0
     for allotment in plan:
-        request_id = allotment.request.request_id
-        request = requests.get(request_id)
-        if request is None or request is not allotment.request:
-            break_rule(policy, "known requests", f"request {request_id} is finished or was never added")
-        if request_id in seen:
-            break_rule(policy, "once a step", f"request {request_id} is planned twice")
-        seen.add(request_id)
         if allotment.num_tokens is not None:
+            request = requests[allotment.request.request_id]
             left = request.num_tokens - request.num_computed_tokens
             if not 1 <= allotment.num_tokens <= left:
-                break_rule(policy, "token counts", f"request {request_id} gets {allotment.num_tokens} of {left} tokens")
+                break_rule(
+                    policy,
+                    "token counts",
+                    f"request {request.request_id} gets {allotment.num_tokens} of {left} tokens",
+                )
             spent += allotment.num_tokens
     if spent > config.max_num_batched_tokens:
         break_rule(policy, "token budget", f"{spent} tokens are planned, {config.max_num_batched_tokens} allowed")
     return plan
 
 
-def break_rule(policy: SchedulingPolicy, rule: str, what: str) -> NoReturn:
-    """Raise the policy's error, with its name and the rule."""
-    raise PolicyError(f"scheduler={type(policy).__name__}: breaks the rule of {rule}: {what}")
+def check_order(
+    order: Sequence[RequestView], requests: Mapping[int, Request], policy: SchedulingPolicy
+) -> Sequence[Request]:
+    """The order itself, whose requests are those of the scheduler.
+
+    Raises:
+        PolicyError: somebody in it is unknown, or stands there twice.
+    """
+    ids = [request.request_id for request in order]
+    found = [requests.get(request_id) for request_id in ids]
+    for request_id, own, theirs in zip(ids, found, order, strict=True):
+        if own is None or own is not theirs or own.status is RequestStatus.ENDING:
+            break_rule(policy, "known requests", f"request {request_id} is finished or was never added")
+    if len(set(ids)) < len(ids):
+        twice = next(request_id for request_id in ids if ids.count(request_id) > 1)
+        break_rule(policy, "once a step", f"request {twice} is planned twice")
+    return [request for request in found if request is not None]
+
+
+def check_wait(until_s: float, policy: SchedulingPolicy, now_s: float) -> float:
+    """The instant itself.
+
+    Raises:
+        PolicyError: it never comes.
+    """
+    if not now_s < until_s < float("inf"):
+        break_rule(policy, "waits that end", f"nothing shall run until {until_s} s, and it is {now_s} s")
+    return until_s

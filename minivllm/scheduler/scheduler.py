@@ -8,6 +8,9 @@ a step computes some of the difference, and when it reaches the newest token, on
 Preemption is by recompute: a victim gives its blocks back and waits, its tokens kept. It cannot livelock: requests are
 served in the policy's order, victims come only from those not yet served in this step, and a request that would not
 fit the whole pool alone is never let in.
+
+Where all that run get all they want, their order is of no consequence, and a policy that is nothing but a key is not
+asked for it: a step of 256 decodes is a few passes over a list.
 """
 
 from __future__ import annotations
@@ -17,16 +20,20 @@ from collections.abc import Sequence
 
 from minivllm.blocks.tables import BlockTables
 from minivllm.config import SchedulerConfig
-from minivllm.plan import Chunk, NewRow, SampledTokens, StepPlan, StepResult, TableUpdate
-from minivllm.request import FinishReason, Request, RequestStatus
-from minivllm.scheduler.base import SchedulerState, SchedulingPolicy
+from minivllm.plan import NewRow, StepPlan, StepResult, TableUpdate
+from minivllm.request import FinishReason, Request, RequestStatus, RequestView
+from minivllm.scheduler.base import SchedulerState, SchedulingPolicy, break_rule, keys_of, overrides, ranked
 from minivllm.scheduler.builder import Commit, PlanBuilder
 from minivllm.scheduler.drafting import Drafting
-from minivllm.scheduler.rules import break_rule, check_plan
+from minivllm.scheduler.outcomes import Outcomes
+from minivllm.scheduler.predictors.base import LengthPredictor
+from minivllm.scheduler.queues import Queues
+from minivllm.scheduler.rules import check_order, check_plan, check_wait
+from minivllm.scheduler.waiting import WaitingQueue
 
 
 class Scheduler:
-    """Owns the queues. One request is in `waiting` or `running`, or it is finished and handed over.
+    """One scheduler over one pool.
 
     Args:
         config: budgets.
@@ -34,6 +41,7 @@ class Scheduler:
         tables: block tables of running requests.
         reuse_kv: False forgets all K/V after each token (the baseline without a KV cache).
         drafting: hands out drafts; None where nothing is speculated.
+        predictor: of output lengths; None leaves what requests come with.
     """
 
     def __init__(
@@ -44,59 +52,66 @@ class Scheduler:
         *,
         reuse_kv: bool = True,
         drafting: Drafting | None = None,
+        predictor: LengthPredictor | None = None,
     ) -> None:
         self.config = config
         self.policy = policy
         self.tables = tables
         self.reuse_kv = reuse_kv
         self.drafting = drafting
-        self.running: list[Request] = []
-        self.waiting: dict[int, Request] = {}
-        self.num_preemptions = 0
-        self.num_recomputed_tokens = 0
-        self._requests: dict[int, Request] = {}
-        self._finished: list[Request] = []
-        # Rows that the runner may drop, told with the next plan.
-        self._released: list[int] = []
+        self._queues = Queues(policy, tables, predictor, drafting)
         self._step = 0
         self._watermark_blocks = math.ceil(config.watermark_fraction * tables.pool.num_blocks)
-        # Requests that were preempted and have not come back: how far each had got.
-        self._lost: dict[int, int] = {}
+        self._plans, self._orders = overrides(policy, "plan"), overrides(policy, "order")
+        self._waits = overrides(policy, "wait_until_s")
+        self._outcomes = Outcomes(self._queues, tables, policy, reuse_kv=reuse_kv)
 
     # Requests in and out
 
+    @property
+    def running(self) -> list[Request]:
+        """In order of admission."""
+        return self._queues.running
+
+    @property
+    def waiting(self) -> WaitingQueue:
+        return self._queues.waiting
+
+    @property
+    def num_preemptions(self) -> int:
+        return self._queues.num_preemptions
+
+    @property
+    def num_recomputed_tokens(self) -> int:
+        return self._queues.num_recomputed_tokens
+
     def add(self, request: Request) -> None:
-        self._requests[request.request_id] = request
-        self.waiting[request.request_id] = request
+        self._queues.add(request)
 
     def finish(self, request_id: int, reason: FinishReason, now_s: float, error: str | None = None) -> None:
         """End a request from outside the step: an abort, or a stop string. Unknown and ended ones are left alone."""
-        request = self._requests.get(request_id)
+        request = self.get(request_id)
         if request is not None:
-            self._finish(request, reason, now_s, error)
+            self._queues.finish(request, reason, now_s, error)
 
     def stop(self, request_id: int, num_output_tokens: int, now_s: float) -> None:
         """End a request behind one of its last step's tokens, though it may have ended by a later one."""
-        request = self._requests.get(request_id)
-        if request is not None:
-            self._finish(request, FinishReason.STOP, now_s, None)
-        else:
-            request = next((r for r in self._finished if r.request_id == request_id), None)
+        self.finish(request_id, FinishReason.STOP, now_s)
+        request = self._queues.finished(request_id)
         if request is not None:
             request.cut(num_output_tokens)
             request.finish_reason = FinishReason.STOP
 
     def take_finished(self) -> list[Request]:
         """Hand over the requests that ended since the last call."""
-        finished, self._finished = self._finished, []
-        return finished
+        return self._queues.take_finished()
 
     @property
     def has_unfinished(self) -> bool:
-        return bool(self._requests)
+        return bool(self._queues.requests)
 
     def get(self, request_id: int) -> Request | None:
-        return self._requests.get(request_id)
+        return self._queues.requests.get(request_id)
 
     # Schedule
 
@@ -104,46 +119,120 @@ class Scheduler:
         """Decide the next step and take the blocks that it needs.
 
         Raises:
-            PolicyError: the policy's plan breaks a rule. Queues and blocks stay consistent.
+            PolicyError: the policy breaks a rule. Queues and blocks stay consistent.
         """
-        state = SchedulerState(
+        builder = PlanBuilder(self.config.max_num_batched_tokens)
+        self._queues.refine_predictions()
+        idle_until_s = self._idle_until_s(now_s) if self._waits else None
+        if idle_until_s is None:
+            self._fill(builder, now_s)
+            if self.drafting is not None:
+                self.drafting.hand_out(builder, self._queues.requests)
+            if builder.is_empty:
+                self._check_progress()
+        self._step += 1
+        return builder.plan(self._step, self._queues.take_released(), idle_until_s)
+
+    def _idle_until_s(self, now_s: float) -> float | None:
+        if not self.has_unfinished or any(r.has_pending_token for r in self._queues.requests.values()):
+            return None
+        until_s = self.policy.wait_until_s(self._state(now_s), now_s)
+        return None if until_s is None else check_wait(until_s, self.policy, now_s)
+
+    def _check_progress(self) -> None:
+        requests = self._queues.requests
+        if requests and not any(request.has_pending_token for request in requests.values()):
+            break_rule(self.policy, "progress", f"nothing is scheduled while {len(requests)} requests are unfinished")
+
+    def _state(self, now_s: float) -> SchedulerState:
+        return SchedulerState(
             running=tuple(self.running),
-            waiting=self.waiting.values(),
+            waiting=self.waiting,
             max_num_seqs=self.config.max_num_seqs,
             max_num_batched_tokens=self.config.max_num_batched_tokens,
             num_available_blocks=self.tables.pool.num_available,
             num_blocks=self.tables.pool.num_blocks,
             block_size=self.tables.block_size,
+            ranked_waiting=lambda: self.waiting.first(self.config.max_num_seqs, now_s),
+            num_cached_tokens=self._num_cached_tokens,
         )
-        builder = PlanBuilder(self.config.max_num_batched_tokens)
-        for allotment in check_plan(self.policy.plan(state, now_s), self._requests, self.policy, self.config):
-            request = self._requests[allotment.request.request_id]
-            if request.status is RequestStatus.RUNNING:
-                self._serve(request, allotment.num_tokens, builder, now_s)
-            elif not builder.closed:
-                self._admit(request, allotment.num_tokens, builder, now_s)
-        if self.drafting is not None:
-            self.drafting.hand_out(builder, self._requests)
-        if not builder.chunks and self._requests and not any(r.has_pending_token for r in self._requests.values()):
-            break_rule(
-                self.policy, "progress", f"nothing is scheduled while {len(self._requests)} requests are unfinished"
-            )
-        released, self._released = tuple(self._released), []
-        self._step += 1
-        return StepPlan(
-            step=self._step,
-            released=released,
-            new_rows=tuple(builder.new_rows),
-            table_updates=tuple(builder.updates),
-            copies=tuple(builder.copies),
-            chunks=tuple(builder.chunks),
-        )
+
+    def _num_cached_tokens(self, request: RequestView) -> int:
+        own = self.get(request.request_id)
+        return 0 if own is None or own.has_pending_token else len(self.tables.find_prefix(own)) * self.tables.block_size
+
+    def _fill(self, builder: PlanBuilder, now_s: float) -> None:
+        """Everyone gets a share, in the policy's order."""
+        policy, requests = self.policy, self._queues.requests
+        if self._plans:
+            for request, num_tokens in check_plan(
+                policy.plan(self._state(now_s), now_s), requests, policy, self.config
+            ):
+                self._give(requests[request.request_id], num_tokens, builder, now_s)
+        elif self._orders:
+            for request in check_order(policy.order(self._state(now_s), now_s), requests, policy):
+                self._give(request, None, builder, now_s)
+        elif policy.mixed_steps and not self._is_outranked(now_s) and self._serve_everyone(builder):
+            self._let_in(builder, now_s)
+        elif policy.preemptive:
+            waiting = self.waiting.first(self.config.max_num_seqs, now_s)
+            for request in ranked(policy, [*self.running, *waiting], now_s):
+                self._give(request, None, builder, now_s)
+        else:
+            for request in ranked(policy, self.running, now_s):
+                self._give(request, None, builder, now_s)
+            self._let_in(builder, now_s)
+
+    def _is_outranked(self, now_s: float) -> bool:
+        """A waiting request comes before a running one."""
+        if not self.policy.preemptive or not self.waiting or not self.running:
+            return False
+        first = keys_of(self.policy, self.waiting.first(1, now_s), now_s)
+        return first[0] < max(keys_of(self.policy, self.running, now_s))
+
+    def _serve_everyone(self, builder: PlanBuilder) -> bool:
+        """Give all that run all they want, if tokens and blocks allow it."""
+        running, tables = self.running, self.tables
+        prefilling = [r for r in running if r.num_tokens - r.num_computed_tokens != 1]
+        decoding = running
+        if prefilling:
+            decoding = [r for r in running if r.num_tokens - r.num_computed_tokens == 1]
+        wanted = len(decoding) + sum([r.num_tokens - r.num_computed_tokens for r in prefilling])
+        if wanted > builder.budget:
+            return False
+        # A decode takes a block where its token is the first of one.
+        size = tables.block_size
+        growing = prefilling + [r for r in decoding if not r.num_computed_tokens % size]
+        needed = sum(tables.blocks_to_grow(request.request_id, request.num_tokens) for request in growing)
+        if needed > tables.pool.num_available:
+            return False
+        for request in growing:
+            self._grow(request, request.num_tokens, builder)
+        for request in prefilling:
+            builder.add_chunk(request, request.num_tokens - request.num_computed_tokens)
+        builder.add_decodes(decoding)
+        return True
+
+    def _let_in(self, builder: PlanBuilder, now_s: float) -> None:
+        """Waiting requests take what seats, blocks and tokens are left."""
+        if builder.budget < 1 or len(self.running) >= self.config.max_num_seqs:
+            return
+        for request in self.waiting.first(self.config.max_num_seqs, now_s):
+            if builder.closed:
+                return
+            self._admit(request, None, builder, now_s)
+
+    def _give(self, request: Request, wanted: int | None, builder: PlanBuilder, now_s: float) -> None:
+        if request.status is RequestStatus.RUNNING:
+            self._serve(request, wanted, builder, now_s)
+        elif not builder.closed:
+            self._admit(request, wanted, builder, now_s)
 
     def _chunk_size(self, remaining: int, wanted: int | None, builder: PlanBuilder) -> int:
         """Tokens to run now; 0 where the budget does not allow it."""
         if not self.config.chunked_prefill and remaining > builder.budget:
             # A prompt beyond the whole budget runs in one step, alone.
-            alone = not builder.chunks and remaining > self.config.max_num_batched_tokens
+            alone = builder.is_empty and remaining > self.config.max_num_batched_tokens
             return remaining if alone else 0
         return min(remaining, builder.budget, remaining if wanted is None else wanted)
 
@@ -154,23 +243,31 @@ class Scheduler:
         """Give a running request its next tokens; preempt where there is no block for them."""
         if not self._fits_kind(request, builder):
             return
-        num_tokens = self._chunk_size(request.num_tokens - request.num_computed_tokens, wanted, builder)
+        remaining = request.num_tokens - request.num_computed_tokens
+        num_tokens = self._chunk_size(remaining, wanted, builder)
         if num_tokens == 0:
             return
         end = request.num_computed_tokens + num_tokens
         needed = self.tables.blocks_to_grow(request.request_id, end)
         while needed > self.tables.pool.num_available:
             victim = self._victim(builder, now_s)
-            self._preempt(victim)
+            self._queues.preempt(victim, now_s)
             # Whoever was just put out would be let in again at once.
             builder.closed = True
             if victim is request:
                 return
         if needed:
-            first = len(self.tables.table(request.request_id))
-            block_ids = self.tables.grow(request.request_id, end)
+            self._grow(request, end, builder)
+        if remaining == 1:
+            builder.add_decodes([request])
+        else:
+            builder.add_chunk(request, num_tokens)
+
+    def _grow(self, request: Request, num_tokens: int, builder: PlanBuilder) -> None:
+        first = len(self.tables.table(request.request_id))
+        block_ids = self.tables.grow(request.request_id, num_tokens)
+        if block_ids:
             builder.updates.append(TableUpdate(request_id=request.request_id, first=first, block_ids=block_ids))
-        self._add_chunk(request, num_tokens, builder)
 
     def _admit(self, request: Request, wanted: int | None, builder: PlanBuilder, now_s: float) -> None:
         """Let a waiting request in: a seat, and blocks for all of its known tokens, so that a chunked prefill that
@@ -181,7 +278,7 @@ class Scheduler:
             # Preempted a moment ago: a row is made of known tokens only.
             builder.closed = True
             return
-        parent = self._requests.get(request.parent_id) if request.parent_id is not None and self.reuse_kv else None
+        parent = self.get(request.parent_id) if request.parent_id is not None and self.reuse_kv else None
         if parent is not None and parent.status is RequestStatus.ENDING:
             # It holds nothing any more.
             parent = None
@@ -201,7 +298,7 @@ class Scheduler:
             if victim is parent or self.policy.key(victim, now_s) <= self.policy.key(request, now_s):
                 builder.closed = True
                 return
-            self._preempt(victim)
+            self._queues.preempt(victim, now_s)
             # Its blocks may have been among the shared ones, or have become so.
             shared, num_kept = self._shareable(request, parent)
             num_tokens = self._chunk_size(request.num_tokens - num_kept, wanted, builder)
@@ -211,14 +308,10 @@ class Scheduler:
         builder.copies.extend(self.tables.unshare(request_id, num_kept, request.num_tokens))
         for block_id in shared:
             self.tables.pool.record_hit(block_id)
-        del self.waiting[request_id]
-        self.running.append(request)
-        request.status = RequestStatus.RUNNING
-        request.num_computed_tokens = num_kept
         if request.first_scheduled_s is None:
-            request.first_scheduled_s = now_s
             # What the cache gave; blocks of a sibling are no hit.
             request.num_cached_tokens = num_kept if parent is None else 0
+        self._queues.admit(request, num_kept, now_s)
         builder.new_rows.append(
             NewRow(
                 request_id=request_id,
@@ -230,7 +323,7 @@ class Scheduler:
         )
         table = tuple(self.tables.table(request_id))
         builder.updates.append(TableUpdate(request_id=request_id, first=0, block_ids=table))
-        self._add_chunk(request, num_tokens, builder)
+        builder.add_chunk(request, num_tokens)
 
     def _shareable(self, request: Request, parent: Request | None) -> tuple[list[int], int]:
         """Blocks that a waiting request can take over, and how many of their positions it keeps as they are."""
@@ -249,36 +342,13 @@ class Scheduler:
         needed = self.tables.blocks_to_open(shared, request.num_tokens, num_kept)
         return needed + watermark <= self.tables.pool.num_available
 
-    def _add_chunk(self, request: Request, num_tokens: int, builder: PlanBuilder) -> None:
-        start = request.num_computed_tokens
-        samples = start + num_tokens == request.num_tokens
-        if builder.kind is None:
-            builder.kind = request.is_prefill
-        builder.chunks.append(Chunk(request_id=request.request_id, start=start, num_tokens=num_tokens, samples=samples))
-        builder.scheduled.add(request.request_id)
-        builder.budget -= num_tokens
-
     def _victim(self, builder: PlanBuilder, now_s: float) -> Request:
         candidates = [r for r in self.running if r.request_id not in builder.scheduled]
         chosen = self.policy.victim(candidates, now_s)
-        victim = self._requests.get(chosen.request_id)
+        victim = self.get(chosen.request_id)
         if victim is None or victim not in candidates:
             break_rule(self.policy, "victims", f"request {chosen.request_id} is no candidate")
         return victim
-
-    def _preempt(self, request: Request) -> None:
-        self._leave(request)
-        self._lost[request.request_id] = request.num_computed_tokens
-        request.num_computed_tokens = 0
-        request.num_preemptions += 1
-        self.num_preemptions += 1
-        request.status = RequestStatus.WAITING
-        self.waiting[request.request_id] = request
-
-    def _leave(self, request: Request) -> None:
-        self.running.remove(request)
-        self.tables.close(request.request_id)
-        self._released.append(request.request_id)
 
     # Advance and commit
 
@@ -288,111 +358,13 @@ class Scheduler:
 
         Every token that the plan computes is known by now: the steps before it were committed.
         """
-        for chunk in plan.chunks:
-            request = self._requests.get(chunk.request_id)
-            if request is None or request.status is not RequestStatus.RUNNING:
-                continue
-            end = chunk.start + chunk.num_tokens
-            self._count_recomputed(request, chunk.start, end)
-            request.num_computed_tokens = end
-            self.tables.publish(request)
-            if chunk.samples:
-                request.expect_token()
-                if request.is_full:
-                    # Its blocks can serve others: what is launched runs before what will be.
-                    self._leave(request)
-                    request.status = RequestStatus.ENDING
-                elif not self.reuse_kv:
-                    self._lost[request.request_id] = request.num_computed_tokens
-                    request.num_computed_tokens = 0
+        self._outcomes.advance(plan)
 
     def commit(self, plan: StepPlan, result: StepResult, now_s: float) -> Commit:
         """Take the result of a plan that was advanced: tokens, ends. Requests that ended meanwhile are passed over."""
-        samples = iter(result.samples)
-        emitted: list[tuple[int, tuple[int, ...]]] = []
-        finished: list[int] = []
-        for chunk in plan.chunks:
-            if not chunk.samples:
-                continue
-            sample = next(samples)
-            assert sample.request_id == chunk.request_id, "the runner answered in another order"
-            request = self._requests.get(chunk.request_id)
-            if request is None:
-                continue
-            if sample.error is not None:
-                # Whatever it published may hold what is no number.
-                self.tables.pool.drop_cached()
-                self._finish(request, FinishReason.ERROR, now_s, sample.error)
-                finished.append(request.request_id)
-                continue
-            num_before = request.num_tokens - 1
-            reason = None
-            for token_id in sample.token_ids:
-                request.append(token_id, now_s)
-                reason = request.stop_reason()
-                if reason is not None:
-                    break
-            token_ids = tuple(request.token_ids[num_before:])
-            request.logprobs.extend(sample.logprobs[: len(token_ids)])
-            emitted.append((request.request_id, token_ids))
-            if chunk.num_draft_tokens:
-                self._settle(request, sample, len(token_ids) - 1)
-            if reason is not None:
-                self._finish(request, reason, now_s, None)
-                finished.append(request.request_id)
-        return Commit(emitted=tuple(emitted), finished=tuple(finished))
-
-    def _settle(self, request: Request, sample: SampledTokens, num_kept: int) -> None:
-        """The K/V of the first `num_kept` drafts is there to stay, and that of the others is nobody's."""
-        if sample.num_draft_tokens:
-            request.speculated.add(sample.num_draft_tokens, sample.draft_depth, sample.num_accepted_tokens)
-        self._count_recomputed(request, request.num_computed_tokens, request.num_computed_tokens + num_kept)
-        request.num_computed_tokens += num_kept
-        self.tables.publish(request)
-        self.tables.trim(request.request_id, request.num_computed_tokens)
-
-    def _count_recomputed(self, request: Request, start: int, end: int) -> None:
-        reached = self._lost.get(request.request_id)
-        if reached is None:
-            return
-        again = max(0, min(end, reached) - start)
-        request.num_recomputed_tokens += again
-        self.num_recomputed_tokens += again
-        if end >= reached:
-            del self._lost[request.request_id]
-
-    def _finish(self, request: Request, reason: FinishReason, now_s: float, error: str | None) -> None:
-        if request.status is RequestStatus.RUNNING:
-            self._leave(request)
-        elif request.status is RequestStatus.WAITING:
-            del self.waiting[request.request_id]
-        del self._requests[request.request_id]
-        request.drop_pending_token()
-        self._lost.pop(request.request_id, None)
-        self.tables.forget(request.request_id)
-        if self.drafting is not None:
-            self.drafting.forget(request.request_id)
-        request.status = RequestStatus.FINISHED
-        request.finish_reason = reason
-        request.finish_s = now_s
-        request.error = error
-        self._finished.append(request)
+        return self._outcomes.commit(plan, result, now_s)
 
     def check(self) -> None:
         """Assert every invariant of queues, tables and pool: for tests and for an idle engine."""
-        self.tables.check()
-        running = {r.request_id for r in self.running}
-        assert len(running) == len(self.running) <= self.config.max_num_seqs
-        assert not running & set(self.waiting)
-        ending = {i for i, request in self._requests.items() if request.status is RequestStatus.ENDING}
-        assert not ending & (running | set(self.waiting))
-        assert running | set(self.waiting) | ending == set(self._requests), "a request is lost"
-        for request in self._requests.values():
-            assert (request.request_id in running) == self.tables.holds(request.request_id)
-            assert 0 <= request.num_computed_tokens < request.num_tokens
-            assert request.request_id not in ending or request.has_pending_token
-            if request.request_id in running:
-                held = len(self.tables.table(request.request_id)) * self.tables.block_size
-                assert request.num_computed_tokens <= held
-        if not self._requests:
-            assert self.tables.pool.num_used == 0, "blocks are in use, but no request is"
+        self._queues.check()
+        assert len(self.running) <= self.config.max_num_seqs

@@ -145,7 +145,7 @@ def test_what_was_drafted_is_seen_when_the_step_is_over() -> None:
         chunks = tuple(
             Chunk(request_id=i, start=8, num_tokens=1, samples=True, num_draft_tokens=num_draft_tokens) for i in ids
         )
-        return StepPlan(step=0, released=(), new_rows=(), table_updates=(), copies=(), chunks=chunks)
+        return StepPlan(step=0, released=(), new_rows=(), table_updates=(), copies=(), others=chunks)
 
     seen = SeenRunner(Drafting())  # type: ignore[arg-type]
     assert len(seen.launch(plan(4)).wait().samples) == 2

@@ -76,14 +76,19 @@ class SymbolicRunner:
         self._apply(plan)
         # All writes of a step land before any read: a block written by two requests would show.
         histories = {chunk.request_id: self._write(chunk) for chunk in plan.chunks}
-        samples = []
+        samples: list[SampledTokens] = []
         for chunk in plan.chunks:
             self._read(chunk.request_id, chunk.start + chunk.num_tokens)
             if chunk.samples:
                 token_id = next_token(histories[chunk.request_id], self.seeds[chunk.request_id])
                 self.rows[chunk.request_id].append(token_id)
                 samples.append(SampledTokens(request_id=chunk.request_id, token_ids=(token_id,)))
-        return StepResult(samples=tuple(samples))
+        # Both forms of an answer, in turn.
+        if plan.step % 2:
+            return StepResult(samples=tuple(samples))
+        num_decodes = len(plan.decodes)
+        decoded = tuple(token_id for sample in samples[:num_decodes] for token_id in sample.token_ids)
+        return StepResult(samples=tuple(samples[num_decodes:]), decoded=decoded)
 
     def _apply(self, plan: StepPlan) -> None:
         for request_id in plan.released:

@@ -10,6 +10,7 @@ from minivllm.engine import Engine
 from minivllm.request import FinishReason
 from minivllm.sampling_params import SamplingParams
 from minivllm.scheduler.base import Allotment, PolicyError, SchedulingPolicy
+from minivllm.scheduler.scheduler import Scheduler
 
 
 def _drain(engine: Engine) -> dict[int, list[int]]:
@@ -20,6 +21,10 @@ def _drain(engine: Engine) -> dict[int, list[int]]:
         for request in engine.take_finished():
             outputs[request.request_id] = request.output_token_ids
     return outputs
+
+
+def _use_policy(engine: Engine, policy: SchedulingPolicy) -> None:
+    engine.scheduler = Scheduler(engine.config.scheduler, policy, engine.scheduler.tables)
 
 
 def _params(**changes) -> SamplingParams:
@@ -162,7 +167,7 @@ class _Lying(SchedulingPolicy):
 )
 def test_a_lying_policy_is_named_with_its_rule_and_nothing_leaks(lie: str, rule: str) -> None:
     engine = make_engine(num_blocks=32, block_size=2, max_num_batched_tokens=6, prefix_caching=False)
-    engine.scheduler.policy = _Lying(lie)
+    _use_policy(engine, _Lying(lie))
     ids = [
         engine.add_request([0, 1, 1, 0, 1, 0, 1], _params(max_tokens=1 if lie == "finished" else 6))[0]
         for _ in range(3)
@@ -188,7 +193,7 @@ class _Shortest(SchedulingPolicy):
 
 def test_a_preemptive_key_takes_the_seat_of_whoever_ranks_behind() -> None:
     engine = make_engine(num_blocks=64, block_size=2, max_num_seqs=1)
-    engine.scheduler.policy = _Shortest()
+    _use_policy(engine, _Shortest())
     (long,) = engine.add_request([0, 1], _params(max_tokens=20))
     engine.step()
     (short,) = engine.add_request([1, 0], _params(max_tokens=2))

@@ -48,7 +48,7 @@ class Books:
 
     def _tell(self, new_rows: tuple[NewRow, ...], update: TableUpdate, start: int) -> None:
         chunk = Chunk(request_id=update.request_id, start=start, num_tokens=1, samples=True)
-        plan = StepPlan(step=0, released=(), new_rows=new_rows, table_updates=(update,), copies=(), chunks=(chunk,))
+        plan = StepPlan(step=0, released=(), new_rows=new_rows, table_updates=(update,), copies=(), others=(chunk,))
         for new in new_rows:
             self.rows.add(new)
         self.rows.update_tables(plan)
