@@ -12,11 +12,14 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from simulating import simulated_llm
 
 from experiments.workloads.base import Streams, WorkloadItem
 from experiments.workloads.prompts import RandomTokens, TextPrompts
 from experiments.workloads.trace_replay import TraceReplay
+from experiments.workloads.traces.describe import describe
 from experiments.workloads.traces.formats import read_trace
+from minivllm import SamplingParams
 
 MOONCAKE = "experiments/assets/traces/synthetic_mooncake.jsonl"
 BURST = "experiments/assets/traces/synthetic_burstgpt_1.csv"
@@ -93,6 +96,22 @@ def test_two_prompts_share_exactly_the_blocks_whose_ids_agree_from_the_start(
                     ends = (min(lengths[i] - a * BLOCK, BLOCK), min(lengths[j] - b * BLOCK, BLOCK))
                     size = max(0, min(ends))
                     assert tokens[i][a * BLOCK : a * BLOCK + size] == tokens[j][b * BLOCK : b * BLOCK + size]
+
+
+def test_an_engine_gives_every_length_and_its_cache_hits_what_the_trace_repeats() -> None:
+    replay, llm = TraceReplay(path=MOONCAKE), simulated_llm()
+    rows = list(read_trace(replay._file))
+    outputs = [
+        llm.generate(
+            {"prompt_token_ids": list(item.prompt_token_ids)},
+            SamplingParams(temperature=0, max_tokens=item.max_tokens, ignore_eos=True),
+        )[0]
+        for item in _items(replay, source=RandomTokens(300))
+    ]
+    assert [len(output.outputs[0].token_ids) for output in outputs] == [row.num_output_tokens for row in rows]
+    num_prompt_tokens = sum(row.num_prompt_tokens or 0 for row in rows)
+    hit = sum(output.num_cached_tokens for output in outputs) / num_prompt_tokens
+    assert hit == pytest.approx(describe(rows).repeated_prefix_fraction, abs=1e-9)
 
 
 def test_a_prompt_does_not_depend_on_which_blocks_were_asked_for_before() -> None:
