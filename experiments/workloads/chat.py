@@ -81,25 +81,23 @@ class Chat(WorkloadBase):
             fits, "workload.max_context_tokens", limit, f"null, or room for the longest first turn: {least} or more"
         )
 
-    def items(self, streams: Streams, source: PromptSource) -> list[WorkloadItem]:
-        return list(self.stream(streams, source))
-
-    def stream(self, streams: Streams, source: PromptSource) -> Iterator[WorkloadItem]:
+    def items(self, streams: Streams, source: PromptSource) -> Iterator[WorkloadItem]:
         """All turns of a conversation, then those of the one that begins next, each made when it is asked for."""
         turns_of, thinks = streams.order.spawn(2)
-        num_turns = self._draw_turns(turns_of)
-        think_s = self._draw_think_s(thinks)
         user_lengths = iter(self.draw_lengths("user_tokens", self.num_requests, streams))
         output_lengths = iter(self.draw_lengths("output_tokens", self.num_requests, streams))
         arrivals = iter(self.draw_arrivals(self.num_requests, streams))
         num_system = self.system_prompt_tokens
         system = source.tokens(num_system, streams.prompts) if num_system else ()
-        conversation, turn, context = -1, 0, 0
+        # Of the conversation so far; `left` counts the turns that it still has.
+        conversation, left, context = -1, 0, 0
         for place in range(self.num_requests):
             num_user, num_output = int(next(user_lengths)), int(next(output_lengths))
-            begins = place == 0 or turn == num_turns[conversation] or self._full(context + num_user + num_output)
+            # Drawn for first turns too, so that where conversations end does not shift it.
+            think_s = self._draw_think_s(thinks)
+            begins = left == 0 or self._full(context + num_user + num_output)
             if begins:
-                conversation, turn, context = conversation + 1, 0, num_system
+                conversation, left, context = conversation + 1, self._draw_turns(turns_of), num_system
             message = source.tokens(num_user, streams.prompts, start=begins and not system)
             yield WorkloadItem(
                 prompt_token_ids=system + message if begins else message,
@@ -107,26 +105,21 @@ class Chat(WorkloadBase):
                 arrival_s=next(arrivals) if begins else None,
                 client_id=conversation,
                 follows=None if begins else place - 1,
-                think_s=0.0 if begins else float(think_s[place]),
+                think_s=0.0 if begins else think_s,
             )
-            turn, context = turn + 1, context + num_user + num_output
+            left, context = left - 1, context + num_user + num_output
 
     def _full(self, context: int) -> bool:
         return self.max_context_tokens is not None and context > self.max_context_tokens
 
-    def _draw_turns(self, generator: np.random.Generator) -> np.ndarray:
-        """Turns of as many conversations as there can be. Returns: [num_requests] int64."""
-        if self.turns == "fixed":
-            return np.full(self.num_requests, int(self.mean_turns))
-        return generator.geometric(1 / self.mean_turns, size=self.num_requests)
+    def _draw_turns(self, generator: np.random.Generator) -> int:
+        return int(self.mean_turns) if self.turns == "fixed" else int(generator.geometric(1 / self.mean_turns))
 
-    def _draw_think_s(self, generator: np.random.Generator) -> np.ndarray:
-        """Think times before each turn; first turns do not use theirs. Returns: [num_requests] float64."""
+    def _draw_think_s(self, generator: np.random.Generator) -> float:
         if self.think_time == "exponential":
-            return self.mean_think_s * generator.standard_exponential(self.num_requests)
+            return self.mean_think_s * generator.standard_exponential()
         variance = math.log1p(self.think_cv**2)
-        normal = generator.standard_normal(self.num_requests)
-        return self.mean_think_s * np.exp(math.sqrt(variance) * normal - variance / 2)
+        return self.mean_think_s * math.exp(math.sqrt(variance) * generator.standard_normal() - variance / 2)
 
 
 def _number(value: object) -> bool:

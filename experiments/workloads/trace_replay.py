@@ -95,10 +95,7 @@ class TraceReplay:
         """
         return sum(1 for _ in self._chosen())
 
-    def items(self, streams: Streams, source: PromptSource) -> list[WorkloadItem]:
-        return list(self.stream(streams, source))
-
-    def stream(self, streams: Streams, source: PromptSource) -> Iterator[WorkloadItem]:
+    def items(self, streams: Streams, source: PromptSource) -> Iterator[WorkloadItem]:
         """The requests in order of arrival, each made when it is asked for.
 
         Raises:

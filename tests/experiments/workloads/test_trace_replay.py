@@ -255,7 +255,7 @@ def test_requests_are_made_one_by_one(tmp_path: Path) -> None:
         file.write("arrival_s,num_prompt_tokens,num_output_tokens\n")
         file.writelines(f"{i},60,3\n" for i in range(count))
     replay = TraceReplay(path=str(path))
-    stream = iter(replay.stream(Streams.make(seed=0, repeat=0), RANDOM))
+    stream = iter(replay.items(Streams.make(seed=0, repeat=0), RANDOM))
     first = next(stream)
     tracemalloc.start()
     try:
