@@ -18,6 +18,7 @@ from minivllm.config import (
     EngineConfig,
     ExecutionConfig,
     ModelConfig,
+    PreemptionConfig,
     QuantizationConfig,
     SchedulerConfig,
     SimulationConfig,
@@ -34,6 +35,8 @@ GROUPS = (
     "model",
     "scheduler",
     "length_predictor",
+    "victim",
+    "preemption",
     "cache",
     "quantization",
     "speculation",
@@ -149,8 +152,10 @@ def freeze(config: Mapping[str, Any]) -> RunSettings:
     require(label is None or isinstance(label, str), "label", label, "null or a name")
     model = _fields(config, "model", ModelConfig)
     model["path"], model["tokenizer"] = located(model.get("path")), located(model.get("tokenizer"))
-    scheduler, policy = _split(config, "scheduler", SchedulerConfig, "policy", "predictor")
+    scheduler, policy = _split(config, "scheduler", SchedulerConfig, "policy", "predictor", "victim")
     predictor = _component(dict(config["length_predictor"]), "length_predictor")
+    victim = _component(dict(config["victim"]), "victim")
+    preemption, mode = _split(config, "preemption", PreemptionConfig, "mode")
     cache, eviction = _split(config, "cache", CacheConfig, "eviction")
     quantization, scheme = _split(config, "quantization", QuantizationConfig, "scheme")
     if isinstance(scheme.kwargs.get("calibration"), Mapping):
@@ -161,7 +166,8 @@ def freeze(config: Mapping[str, Any]) -> RunSettings:
     return RunSettings(
         engine=EngineConfig(
             model=ModelConfig(**model),
-            scheduler=SchedulerConfig(**scheduler, policy=policy, predictor=predictor),
+            scheduler=SchedulerConfig(**scheduler, policy=policy, predictor=predictor, victim=victim),
+            preemption=PreemptionConfig(**preemption, mode=mode),
             cache=CacheConfig(**cache, eviction=eviction),
             quantization=QuantizationConfig(**quantization, scheme=scheme),
             speculation=_speculation(config),

@@ -58,8 +58,12 @@ class VirtualTokenCounter(SchedulingPolicy):
         queues: dict[int, deque[RequestView]] = {}
         for request in sorted(state.waiting, key=lambda request: (request.arrival_s, request.request_id)):
             queues.setdefault(request.client_id, deque()).append(request)
-        # Charged as if each were let in, so that one step does not give all seats to one client.
+        # Charged as if each were let in, so that one step does not give all seats to one client; and for those that
+        # were let in by a step that is still on its way.
         counters = {client_id: self.counter(client_id) for client_id in queues}
+        for request in running:
+            if request.request_id in self._unserved and request.client_id in counters:
+                counters[request.client_id] += self._prompt_weight * request.num_prompt_tokens
         let_in: list[RequestView] = []
         while queues and len(let_in) < num_seats:
             client_id = min(queues, key=lambda client_id: (counters[client_id], client_id))
@@ -85,17 +89,18 @@ class VirtualTokenCounter(SchedulingPolicy):
 
     def on_served(self, served: Sequence[Served], now_s: float) -> None:
         for request, _, num_output_tokens in served:
-            cost = self._output_weight * num_output_tokens
             if request.request_id in self._unserved:
                 self._leave(request)
-                cost += self._prompt_weight * request.num_prompt_tokens
-            self._counters[request.client_id] += cost
+            self._counters[request.client_id] += self._output_weight * num_output_tokens
 
     def on_finish(self, request: RequestView, now_s: float) -> None:
         if request.request_id in self._unserved:
             self._leave(request)
 
     def _leave(self, request: RequestView) -> None:
+        """A request waits no longer: it was let in, and is charged its prompt, or it was given up."""
         self._unserved.remove(request.request_id)
         self._num_waiting[request.client_id] -= 1
         self._last_to_leave = request.client_id
+        if request.first_scheduled_s is not None:
+            self._counters[request.client_id] += self._prompt_weight * request.num_prompt_tokens

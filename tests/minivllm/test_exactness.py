@@ -9,11 +9,11 @@ from __future__ import annotations
 import hypothesis.strategies as st
 import pytest
 from hypothesis import HealthCheck, given, settings
+from policies import POLICIES
 from tiny import VOCAB_SIZE, Oracle, first_wrong, save_tiny_llama
 
 from minivllm import LLM, SamplingParams
 
-POLICIES = ("fcfs.FCFS", "static.StaticBatching", "prefill_first.PrefillFirst")
 EVICTIONS = ("lru.LRU", "fifo.FIFO", "lfu.LFU")
 _outcomes = {"equal": 0, "tie": 0, "preemptions": 0, "hits": 0}
 
@@ -41,7 +41,7 @@ def loads(draw):
 @settings(max_examples=150, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(
     load=loads(),
-    policy=st.sampled_from(POLICIES),
+    policy=st.sampled_from(sorted(POLICIES)),
     eviction=st.sampled_from(EVICTIONS),
     cache=st.sampled_from(["prefix", "prefix", "no prefix", "none"]),
     block_size=st.sampled_from([1, 2, 4, 16, 32]),
@@ -61,7 +61,7 @@ def _check_configuration(
     needed = -(-longest // block_size)
     llm = LLM(
         str(folder),
-        policy=_component("scheduler", policy),
+        policy=_component("scheduler", policy, POLICIES[policy]),
         eviction=_component("blocks", eviction),
         prefix_caching=cache == "prefix",
         reuse_kv=cache != "none",
@@ -113,7 +113,7 @@ def test_six_blocks_of_sixteen_serve_four_requests_of_32_tokens(tiny) -> None:
         assert first_wrong(output.outputs[0].token_ids, *oracle.greedy(prompt, 32)) in ("equal", "tie")
 
 
-def _component(wing: str, name: str):
+def _component(wing: str, name: str, kwargs=None):
     from minivllm.config import Component
 
-    return Component(target=f"minivllm.{wing}.{name}")
+    return Component(target=f"minivllm.{wing}.{name}", kwargs=kwargs or {})
