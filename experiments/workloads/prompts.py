@@ -114,6 +114,10 @@ class TextPrompts:
         # As the docstring of a module, which is where the model met prose.
         return self._ending(f'"""{before}{paragraph[: gaps[int(generator.integers(len(gaps)))]]}', max_tokens)
 
+    def encoded(self, text: str) -> tuple[int, ...]:
+        """A text of somebody's own in tokens, the model's first token before them."""
+        return (*self._first, *self._encode(text))
+
     @cached_property
     def _prose(self) -> list[tuple[str, str]]:
         """Each paragraph, and those of its document before it."""
