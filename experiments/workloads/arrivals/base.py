@@ -44,13 +44,20 @@ class Renewal:
 
     Args:
         rate_rps: requests a second; the mean gap is one over it.
+        rate_scale: times that, for loads that are fractions of what an engine carries.
     """
 
     rate_rps: float
+    rate_scale: float = 1.0
     concurrency: ClassVar[None] = None
 
     def __post_init__(self) -> None:
         require_positive("arrivals.rate_rps", self.rate_rps)
+        require_positive("arrivals.rate_scale", self.rate_scale)
+
+    @property
+    def mean_gap_s(self) -> float:
+        return 1.0 / (self.rate_rps * self.rate_scale)
 
     def gaps(self, size: int, generator: np.random.Generator) -> np.ndarray:
         """Returns: [size] float64 seconds, 0 or more."""
@@ -70,4 +77,4 @@ class Renewal:
             yield from block.tolist()
 
     def scaled(self: RenewalType, factor: float) -> RenewalType:
-        return dataclasses.replace(self, rate_rps=self.rate_rps * factor)
+        return dataclasses.replace(self, rate_scale=self.rate_scale * factor)

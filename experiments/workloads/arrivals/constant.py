@@ -13,8 +13,8 @@ from experiments.workloads.arrivals.base import Renewal
 
 @dataclass(frozen=True, kw_only=True)
 class Constant(Renewal):
-    """Gaps of exactly 1 / `rate_rps`."""
+    """Gaps of exactly 1 / (`rate_rps` * `rate_scale`)."""
 
     def times(self, generator: np.random.Generator) -> Iterator[float | None]:
-        # Quotients, for a sum of a million gaps drifts.
-        return (place / self.rate_rps for place in count(1))
+        # Products, for a sum of a million gaps drifts.
+        return (place * self.mean_gap_s for place in count(1))

@@ -13,7 +13,7 @@ from minivllm.config import require
 
 @dataclass(frozen=True, kw_only=True)
 class Gamma(Renewal):
-    """Gaps of a gamma distribution with mean 1 / `rate_rps`. Given is one of:
+    """Gaps of a gamma distribution with mean 1 / (`rate_rps` * `rate_scale`). Given is one of:
 
     Args:
         burstiness: its shape: 1 is a Poisson process, less is more bursty, a large one comes near a constant rate.
@@ -39,4 +39,4 @@ class Gamma(Renewal):
     def gaps(self, size: int, generator: np.random.Generator) -> np.ndarray:
         shape = self.burstiness if self.cv is None else self.cv**-2
         assert shape is not None
-        return generator.gamma(shape, 1.0 / (self.rate_rps * shape), size=size)
+        return generator.gamma(shape, self.mean_gap_s / shape, size=size)

@@ -15,4 +15,4 @@ class Poisson(Renewal):
     """A Poisson process of `rate_rps`."""
 
     def gaps(self, size: int, generator: np.random.Generator) -> np.ndarray:
-        return generator.exponential(1.0 / self.rate_rps, size=size)
+        return generator.exponential(self.mean_gap_s, size=size)

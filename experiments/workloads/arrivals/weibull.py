@@ -15,7 +15,7 @@ from minivllm.config import require
 
 @dataclass(frozen=True, kw_only=True)
 class Weibull(Renewal):
-    """Gaps of a Weibull distribution with mean 1 / `rate_rps`.
+    """Gaps of a Weibull distribution with mean 1 / (`rate_rps` * `rate_scale`).
 
     Args:
         shape: 1 is a Poisson process, less is more bursty.
@@ -31,5 +31,5 @@ class Weibull(Renewal):
         require(is_number(self.shape) and self.shape >= 0.1, "arrivals.shape", self.shape, "a number, 0.1 or more")
 
     def gaps(self, size: int, generator: np.random.Generator) -> np.ndarray:
-        scale = 1.0 / (self.rate_rps * math.gamma(1 + 1 / self.shape))
+        scale = self.mean_gap_s / math.gamma(1 + 1 / self.shape)
         return generator.weibull(self.shape, size=size) * scale
