@@ -55,7 +55,9 @@ class Job:
 class Bench:
     """An engine whose every step takes a second, and what it is to serve, in order of arrival."""
 
-    def __init__(self, jobs: Sequence[Job], policy: str, policy_kwargs: dict[str, Any] | None = None, **options) -> None:
+    def __init__(
+        self, jobs: Sequence[Job], policy: str, policy_kwargs: dict[str, Any] | None = None, **options
+    ) -> None:
         self.clock = VirtualClock()
         kwargs = POLICIES[policy] if policy_kwargs is None else policy_kwargs
         self.engine: Engine = make_engine(

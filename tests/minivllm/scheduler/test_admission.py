@@ -72,9 +72,7 @@ def _mixed(num: int) -> list[Job]:
 
 @pytest.mark.parametrize("step_tokens", [5, 8, None])
 def test_sarathi_never_stalls_a_decode_and_keeps_to_its_budget(step_tokens: int | None) -> None:
-    bench = Bench(
-        _mixed(12), "sarathi.Sarathi", {"step_tokens": step_tokens}, num_blocks=99, max_num_batched_tokens=16
-    )
+    bench = Bench(_mixed(12), "sarathi.Sarathi", {"step_tokens": step_tokens}, num_blocks=99, max_num_batched_tokens=16)
     engine, num_long = bench.engine, 0
     while bench.is_busy:
         decoding = {request.request_id for request in engine.scheduler.running if not request.is_prefill}
