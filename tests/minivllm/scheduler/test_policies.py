@@ -117,6 +117,21 @@ def test_a_request_near_its_end_is_not_put_out_where_preemption_is_limited() -> 
     assert ends(0.8) == [0, 1, 2]
 
 
+def test_equally_urgent_requests_do_not_put_each_other_out_at_every_token() -> None:
+    """Two readers of a token in two seconds, and a server that makes one in one: both are served in time, by turns."""
+    jobs = [Job(num_output_tokens=20), Job(num_output_tokens=20)]
+
+    def serve(hold_s: float) -> tuple[int, float]:
+        kwargs = {"ttft_s": 10.0, "tpot_s": 2.0, "hold_s": hold_s}
+        bench = Bench(jobs, "edf.EarliestDeadline", kwargs, max_num_seqs=1)
+        # How late a token came, by its deadline; it is there when its step is over.
+        late_s = max(made_s + 1 - (10.0 + 2.0 * i) for r in bench.drain() for i, made_s in enumerate(r.token_times_s))
+        return bench.engine.scheduler.num_preemptions, late_s
+
+    (often, _), (seldom, late_s) = serve(0.0), serve(6.0)
+    assert often >= 18 and 2 <= seldom <= 12 and late_s <= 0
+
+
 def test_random_order_depends_on_its_seed_and_on_nothing_else() -> None:
     jobs = [Job(num_output_tokens=1 + i % 3) for i in range(20)]
 
