@@ -20,13 +20,12 @@ from pathlib import Path
 from typing import Any
 
 from experiments import environment, metrics, tables
-from experiments.drive import Driven
 from experiments.errors import one_line
 from experiments.measurement import Measurement
 from experiments.points import freeze
 from experiments.quality.settings import wants_quality
+from experiments.streams import WriteError
 from minivllm.llm import LLM
-from minivllm.request import FinishReason
 from minivllm.runner.simulated import SimulatedRunner
 
 
@@ -108,9 +107,10 @@ def _run(order: Order, pipe: connection.Connection) -> dict[str, Any]:
     """
     stages = _Stages(order)
     row = stages.row
-    rows: dict[str, list[dict[str, Any]]] = {}
+    quality: list[dict[str, Any]] | None = None
+    work: Measurement | None = None
     folder, run_id = Path(order.folder), row["run_id"]
-    measuring = False
+    measuring = measured = False
     try:
         settings = freeze(order.config)
         if wants_quality(settings):
@@ -124,21 +124,23 @@ def _run(order: Order, pipe: connection.Connection) -> dict[str, Any]:
         if settings.engine.simulation is None:
             row["env.threads"] = _num_threads()
         row["kernels"] = getattr(llm.engine.runner, "kernels", None)
-        row |= {name: value for name, value in _simulation_columns(llm).items() if name in tables.RUNS.names}
-        work = Measurement(settings, llm)
+        row |= _simulation_columns(llm)
+        work = Measurement(settings, llm, folder, run_id)
         work.warm_up()
         stages.end("warmup_s")
         measuring = True
         driven = work.measure(lambda *progress: pipe.send(("progress", *progress)))
         row["env.load_average_end"] = environment.load_average()
-        rows = work.rows(driven)
-        row |= work.columns(driven, rows, order.peaks)
-        row |= _verdict(driven)
+        row |= work.columns(driven, order.peaks)
+        row |= work.verdict()
+        measured = True
         stages.measured()
         if wants_quality(settings) and row["status"] == "ok":
-            rows["quality"], columns = measure_quality(llm, settings, reference)
+            quality, columns = measure_quality(llm, settings, reference)
             row |= columns
             stages.end("quality_s")
+    except WriteError:
+        raise
     # The border of a run: whatever a part raises becomes the row's error, and the traceback goes to the log.
     except Exception as error:  # noqa: BLE001
         traceback.print_exc()
@@ -146,8 +148,13 @@ def _run(order: Order, pipe: connection.Connection) -> dict[str, Any]:
         row["status"] = "invalid" if isinstance(error, ValueError) and not measuring else "error"
         row |= {"error_type": type(error).__name__, "error_message": one_line(error) or type(error).__name__}
     stages.measured()
-    for name, table_rows in rows.items():
-        tables.write_table(folder / name / f"{run_id}.parquet", tables.rows_table(name, run_id, table_rows))
+    if work is not None and measured:
+        work.close()
+    elif work is not None:
+        work.discard()
+    if quality is not None:
+        path = folder / "quality" / f"{run_id}.parquet"
+        tables.write_table(path, tables.rows_table("quality", run_id, quality))
     stages.end("record_s")
     row["wall_s"] = time.time() - order.started_at_s
     row["started_at"] = datetime.fromtimestamp(order.started_at_s, tz=timezone.utc)
@@ -168,16 +175,6 @@ def _simulation_columns(llm: LLM) -> Mapping[str, Any]:
         "hardware": simulation.hardware.name,
         "step_time_error_fraction": getattr(runner.step_time, "error_fraction", None),
     }
-
-
-def _verdict(driven: Driven) -> Mapping[str, Any]:
-    """A run in which a request failed is no measurement."""
-    failed = [r for r in driven.requests if r.finish_reason is FinishReason.ERROR]
-    if not failed:
-        return {"status": "ok"}
-    first = failed[0]
-    message = f"{len(failed)} of {len(driven.requests)} requests failed; request {first.request_id}: {first.error}"
-    return {"status": "error", "error_type": "RequestError", "error_message": message}
 
 
 def _num_threads() -> int:
