@@ -4,7 +4,7 @@ asserts every read."""
 from __future__ import annotations
 
 import hypothesis.strategies as st
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import (
     RuleBasedStateMachine,
     initialize,
@@ -52,7 +52,9 @@ class EngineMachine(RuleBasedStateMachine):
         self.engine = make_engine(
             num_blocks=longest + data.draw(st.integers(0, longest)),
             block_size=block_size,
-            policy=data.draw(st.sampled_from(["fcfs.FCFS", "static.StaticBatching", "prefill_first.PrefillFirst"])),
+            policy=data.draw(
+                st.sampled_from(["fcfs.FCFS", "static.StaticBatching", "prefill_first.PrefillFirst", "turns.Turns"])
+            ),
             eviction=data.draw(st.sampled_from(["lru.LRU", "fifo.FIFO", "lfu.LFU"])),
             prefix_caching=reuse_kv and data.draw(st.booleans()),
             reuse_kv=reuse_kv,
@@ -178,7 +180,7 @@ def test_engine_survives_random_operations_under_any_pressure() -> None:
             stateful_step_count=40,
             deadline=None,
             derandomize=True,
-            suppress_health_check=list(HealthCheck),
+            suppress_health_check=list(HealthCheck), phases=(Phase.explicit, Phase.generate),
         ),
     )
     print(_operations)

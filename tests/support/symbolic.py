@@ -185,7 +185,7 @@ def make_engine(
     config = EngineConfig(
         model=ModelConfig(path="symbolic"),
         scheduler=SchedulerConfig(
-            policy=Component(target=f"minivllm.scheduler.{policy}"),
+            policy=Component(target=policy if policy == "turns.Turns" else f"minivllm.scheduler.{policy}"),
             victim=Component(target=f"minivllm.scheduler.victims.{victim}"),
             max_num_seqs=max_num_seqs,
             max_num_batched_tokens=max_num_batched_tokens,
