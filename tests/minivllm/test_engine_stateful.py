@@ -180,7 +180,8 @@ def test_engine_survives_random_operations_under_any_pressure() -> None:
             stateful_step_count=40,
             deadline=None,
             derandomize=True,
-            suppress_health_check=list(HealthCheck), phases=(Phase.explicit, Phase.generate),
+            suppress_health_check=list(HealthCheck),
+            phases=(Phase.explicit, Phase.generate),
         ),
     )
     print(_operations)
