@@ -20,13 +20,13 @@ from pathlib import Path
 from typing import Any
 
 from experiments import environment, metrics, tables
-from experiments.drive import Driven
 from experiments.errors import one_line
 from experiments.measurement import Measurement
 from experiments.points import freeze
 from experiments.quality.settings import wants_quality
+from experiments.streams import WriteError
 from minivllm.llm import LLM
-from minivllm.request import FinishReason
+from minivllm.runner.simulated import SimulatedRunner
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -82,6 +82,9 @@ class _Stages:
         self.row = dict(order.row) | environment.moment()
         self.row["startup_s"] = time.time() - order.started_at_s
         self._last_s = time.perf_counter()
+        # The memory of a simulation says nothing about that of what it stands for.
+        self._simulated = order.config["execution"]["device"] == "simulated"
+        self._is_measured = False
 
     def end(self, name: str) -> None:
         now_s = time.perf_counter()
@@ -89,8 +92,10 @@ class _Stages:
 
     def measured(self) -> None:
         """The measurement is over, or what came of it: what follows is in neither its time nor its memory."""
-        if self.row.get("peak_process_bytes") is None:
-            self.row["peak_process_bytes"] = metrics.peak_process_bytes()
+        if not self._is_measured:
+            self._is_measured = True
+            if not self._simulated:
+                self.row["peak_process_bytes"] = metrics.peak_process_bytes()
             self._last_s = time.perf_counter()
 
 
@@ -102,9 +107,10 @@ def _run(order: Order, pipe: connection.Connection) -> dict[str, Any]:
     """
     stages = _Stages(order)
     row = stages.row
-    rows: dict[str, list[dict[str, Any]]] = {}
+    quality: list[dict[str, Any]] | None = None
+    work: Measurement | None = None
     folder, run_id = Path(order.folder), row["run_id"]
-    measuring = False
+    measuring = measured = False
     try:
         settings = freeze(order.config)
         if wants_quality(settings):
@@ -115,22 +121,26 @@ def _run(order: Order, pipe: connection.Connection) -> dict[str, Any]:
             stages.end("reference_s")
         llm = LLM.from_config(settings.engine)
         stages.end("load_s")
-        row["env.threads"] = _num_threads()
+        if settings.engine.simulation is None:
+            row["env.threads"] = _num_threads()
         row["kernels"] = getattr(llm.engine.runner, "kernels", None)
-        work = Measurement(settings, llm)
+        row |= _simulation_columns(llm)
+        work = Measurement(settings, llm, folder, run_id)
         work.warm_up()
         stages.end("warmup_s")
         measuring = True
         driven = work.measure(lambda *progress: pipe.send(("progress", *progress)))
         row["env.load_average_end"] = environment.load_average()
-        rows = work.rows(driven)
-        row |= work.columns(driven, rows, order.peaks)
-        row |= _verdict(driven)
+        row |= work.columns(driven, order.peaks)
+        row |= work.verdict()
+        measured = True
         stages.measured()
         if wants_quality(settings) and row["status"] == "ok":
-            rows["quality"], columns = measure_quality(llm, settings, reference)
+            quality, columns = measure_quality(llm, settings, reference)
             row |= columns
             stages.end("quality_s")
+    except WriteError:
+        raise
     # The border of a run: whatever a part raises becomes the row's error, and the traceback goes to the log.
     except Exception as error:  # noqa: BLE001
         traceback.print_exc()
@@ -138,8 +148,13 @@ def _run(order: Order, pipe: connection.Connection) -> dict[str, Any]:
         row["status"] = "invalid" if isinstance(error, ValueError) and not measuring else "error"
         row |= {"error_type": type(error).__name__, "error_message": one_line(error) or type(error).__name__}
     stages.measured()
-    for name, table_rows in rows.items():
-        tables.write_table(folder / name / f"{run_id}.parquet", tables.rows_table(name, run_id, table_rows))
+    if work is not None and measured:
+        work.close()
+    elif work is not None:
+        work.discard()
+    if quality is not None:
+        path = folder / "quality" / f"{run_id}.parquet"
+        tables.write_table(path, tables.rows_table("quality", run_id, quality))
     stages.end("record_s")
     row["wall_s"] = time.time() - order.started_at_s
     row["started_at"] = datetime.fromtimestamp(order.started_at_s, tz=timezone.utc)
@@ -148,14 +163,18 @@ def _run(order: Order, pipe: connection.Connection) -> dict[str, Any]:
     return row
 
 
-def _verdict(driven: Driven) -> Mapping[str, Any]:
-    """A run in which a request failed is no measurement."""
-    failed = [r for r in driven.requests if r.finish_reason is FinishReason.ERROR]
-    if not failed:
-        return {"status": "ok"}
-    first = failed[0]
-    message = f"{len(failed)} of {len(driven.requests)} requests failed; request {first.request_id}: {first.error}"
-    return {"status": "error", "error_type": "RequestError", "error_message": message}
+def _simulation_columns(llm: LLM) -> Mapping[str, Any]:
+    """Whose time it is: the machine's own, or that of a model of step times."""
+    simulation, runner = llm.config.simulation, llm.engine.runner
+    if simulation is None:
+        return {"simulated": False}
+    assert isinstance(runner, SimulatedRunner)
+    return {
+        "simulated": True,
+        "step_time_model": type(runner.step_time).__name__,
+        "hardware": simulation.hardware.name,
+        "step_time_error_fraction": getattr(runner.step_time, "error_fraction", None),
+    }
 
 
 def _num_threads() -> int:

@@ -22,6 +22,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from experiments.errors import CommandError, one_line
+from experiments.points import SIMULATION_GROUPS
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 
@@ -112,7 +113,11 @@ def compose_config(overrides: Sequence[str], *, repeat: int) -> dict[str, Any]:
     except OmegaConfBaseException as error:
         raise CommandError(one_line(error)) from error
     assert isinstance(plain, dict)
-    return {str(key): value for key, value in plain.items()} | {"choices": chosen}
+    made: dict[str, Any] = {str(key): value for key, value in plain.items()} | {"choices": dict(chosen)}
+    if made["execution"]["device"] != "simulated":
+        for group in SIMULATION_GROUPS:
+            made[group] = made["choices"][group] = None
+    return made
 
 
 def _explain(overrides: Sequence[Override], error: Exception) -> str:

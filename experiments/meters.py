@@ -144,10 +144,13 @@ def open_meters(device: str, *, nvml: Any = None, rapl: Path = RAPL) -> Meters:
     """The meters of a run's device, which has been used already.
 
     Args:
-        device: `cpu` or `cuda`.
+        device: `cpu`, `cuda`, or `simulated`, which has none.
         nvml: stands for the module `pynvml`, which is imported where this is None.
         rapl: the folder of the kernel's power capping.
     """
+    if device == "simulated":
+        reason = "none: the run is simulated"
+        return Meters(energy=EnergyMeter(source=reason), gpu=None, reason=reason)
     if device != "cuda":
         return Meters(energy=_rapl(rapl), gpu=None, reason="none: the run uses no GPU")
     try:

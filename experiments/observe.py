@@ -1,19 +1,27 @@
 """What is noted while a workload runs. It looks between steps only, and takes microseconds there.
 
-Each step is followed by a few sums over its chunks. Resident memory is read from an open file, at most every hundredth
-of a second; the progress goes to the driver four times a second.
+Each step is followed by a few sums over its chunks; steps and requests go on to the streams that make tables of them,
+which do their work in blocks: where a run is long, a few milliseconds each few hundred thousand tokens. Resident
+memory is read from an open file, at most every hundredth of a second; the progress goes to the driver four times a
+second.
 """
 
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable
-from typing import Any
 
+from experiments.fairness import ServiceGap
 from experiments.meters import EnergyMeter
-from experiments.roofline import Roofline, Work
-from minivllm.plan import Chunk, StepPlan, StepResult
+from experiments.request_stream import RequestStream
+from experiments.roofline import Roofline
+from experiments.step_stream import StepStream
+from minivllm.engine import Engine
+from minivllm.plan import StepPlan, StepReport, StepResult
+from minivllm.request import Request
 from minivllm.runner.base import Launched, MemoryReport, Runner
+from minivllm.simulation.work import step_work
 
 _REPORT_EVERY_S = 0.25
 _MEMORY_EVERY_S = 0.01
@@ -24,12 +32,12 @@ Report = Callable[[int, int, float], None]
 
 
 class SeenRunner:
-    """A runner that remembers the chunks of its last plan and what was drafted behind them, and is the other runner in
+    """A runner that remembers its last plan and what was drafted behind them, and is the other runner in
     all else."""
 
     def __init__(self, runner: Runner) -> None:
         self.runner = runner
-        self.chunks: tuple[Chunk, ...] = ()
+        self.plan: StepPlan | None = None
         # Request id -> drafts that were verified; known when the step is over.
         self.drafted: dict[int, int] = {}
 
@@ -54,10 +62,10 @@ class SeenRunner:
         return self.runner.eos_token_ids
 
     def launch(self, plan: StepPlan) -> Launched:
-        self.chunks = plan.chunks
+        self.plan = plan
         self.drafted = {}
         launched = self.runner.launch(plan)
-        return _SeenLaunch(self, launched) if any(chunk.num_draft_tokens for chunk in plan.chunks) else launched
+        return _SeenLaunch(self, launched) if any(chunk.num_draft_tokens for chunk in plan.others) else launched
 
     def memory(self) -> MemoryReport:
         return self.runner.memory()
@@ -76,56 +84,87 @@ class _SeenLaunch:
 
 
 class Observer:
-    """Called after each step of the measurement.
+    """Listens to the measurement.
 
     Args:
-        runner: that runs the steps.
-        roofline: counts them; None where there is nothing to count.
+        engine: that runs it, with a `SeenRunner`.
+        requests, steps: what becomes of those.
+        roofline: counts steps; None where there is nothing to count.
         meter: of energy, looked at now and then so that it does not wrap around unseen.
         report: told of the progress.
         total: requests in all.
+        looks_at_memory: False in a simulation, whose memory is nobody's.
     """
 
     def __init__(
-        self, runner: SeenRunner, roofline: Roofline | None, meter: EnergyMeter, report: Report, total: int
+        self,
+        engine: Engine,
+        requests: RequestStream,
+        steps: StepStream,
+        *,
+        roofline: Roofline | None,
+        meter: EnergyMeter,
+        report: Report,
+        total: int,
+        looks_at_memory: bool = True,
     ) -> None:
-        self._runner, self._roofline, self._meter = runner, roofline, meter
+        assert isinstance(engine.runner, SeenRunner)
+        self._runner, self._requests, self._steps = engine.runner, requests, steps
+        self._roofline, self._meter = roofline, meter
         self._report, self._total = report, total
-        self._reported_s = self._remembered_s = self._metered_s = 0.0
-        self._reported_tokens = 0
-        self._memory = ResidentMemory()
-        # One entry a step.
-        self.work: list[Work | None] = []
-        self.process_bytes: list[int | None] = []
+        self._gap = ServiceGap(engine)
+        self._memory = ResidentMemory() if looks_at_memory else None
+        self._num_tokens = self._num_done = self._reported_tokens = 0
+        self._started_s = time.perf_counter()
+        self._reported_s = self._metered_s = self._started_s
+        self._remembered_s: float | None = None
 
-    def __call__(self, done: int, num_tokens: int, elapsed_s: float) -> None:
-        seen = self._runner
-        self.work.append(None if self._roofline is None else self._roofline.count(seen.chunks, seen.drafted))
-        due = not self.process_bytes or elapsed_s - self._remembered_s >= _MEMORY_EVERY_S
-        self.process_bytes.append(self._memory.num_bytes() if due else None)
-        if due:
-            self._remembered_s = elapsed_s
-        if elapsed_s - self._metered_s >= _ENERGY_EVERY_S:
+    def on_sent(self, request_ids: tuple[int, ...], client_id: int) -> None:
+        self._gap.on_sent(request_ids, client_id)
+
+    def on_request(self, request: Request, lateness_s: float | None) -> None:
+        self._num_done += 1
+        self._gap.on_finish(request)
+        self._requests.add(request, lateness_s)
+
+    def on_step(self, report: StepReport) -> None:
+        seen, now_s = self._runner, time.perf_counter()
+        assert seen.plan is not None
+        # A token each, and what was accepted: near enough for a speed that is shown while it runs.
+        self._num_tokens += len(report.emitted) + report.num_accepted_tokens
+        counted = None if self._roofline is None else self._roofline.count(seen.plan.chunks, seen.drafted)
+        self._steps.add(
+            report,
+            step_work(seen.plan, seen.drafted),
+            self._process_bytes(now_s),
+            None if counted is None else counted.num_bytes,
+            None if counted is None else counted.num_flops,
+        )
+        self._gap.on_step(seen.plan, report)
+        if now_s - self._metered_s >= _ENERGY_EVERY_S:
             self._meter.sample()
-            self._metered_s = elapsed_s
-        since_s = elapsed_s - self._reported_s
+            self._metered_s = now_s
+        since_s = now_s - self._reported_s
         if since_s >= _REPORT_EVERY_S:
-            self._report(done, self._total, (num_tokens - self._reported_tokens) / since_s)
-            self._reported_s, self._reported_tokens = elapsed_s, num_tokens
+            self._report(self._num_done, self._total, (self._num_tokens - self._reported_tokens) / since_s)
+            self._reported_s, self._reported_tokens = now_s, self._num_tokens
 
-    def step_columns(self) -> list[dict[str, Any]]:
-        """Columns of `steps`, one mapping a step."""
-        return [
-            {
-                "process_bytes": process_bytes,
-                "counted_bytes": None if work is None else work.num_bytes,
-                "counted_flops": None if work is None else work.num_flops,
-            }
-            for work, process_bytes in zip(self.work, self.process_bytes, strict=True)
-        ]
+    def _process_bytes(self, now_s: float) -> int | None:
+        """Resident memory, where it is time to look."""
+        if self._memory is None:
+            return None
+        if self._remembered_s is not None and now_s - self._remembered_s < _MEMORY_EVERY_S:
+            return None
+        self._remembered_s = now_s
+        return self._memory.num_bytes()
+
+    def run_columns(self) -> dict[str, float | None]:
+        """Columns of `runs` that nobody else knows."""
+        return {"service_gap_max_tokens": self._gap.largest_tokens}
 
     def close(self) -> None:
-        self._memory.close()
+        if self._memory is not None:
+            self._memory.close()
 
 
 class ResidentMemory:

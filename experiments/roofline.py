@@ -25,7 +25,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from minivllm.models.llama import Llama
 from minivllm.models.spec import ModelSpec
 from minivllm.plan import Chunk
 from minivllm.runner.base import MemoryReport, Runner
@@ -68,6 +67,11 @@ class Roofline:
     def of(cls, runner: Runner, memory: MemoryReport, block_size: int) -> Roofline | None:
         """Of what a runner runs; None where that is no model of ours, such as a simulation."""
         model = getattr(runner, "model", None)
+        if model is None:
+            return None
+        # It imports torch, which a simulation has no need of.
+        from minivllm.models.llama import Llama
+
         if not isinstance(model, Llama):
             return None
         return cls(

@@ -47,7 +47,8 @@ class Station:
             self._is_ready = True
         if not self._site.measure_peaks:
             return
-        for place in {peaks.Place.of(task.job.config): None for task in tasks if task.job.invalid is None}:
+        places = (peaks.Place.of(task.job.config) for task in tasks if task.job.invalid is None)
+        for place in dict.fromkeys(place for place in places if place.device != "simulated"):
             if place in self._peaks:
                 continue
             file, found = peaks.kept(self._site.folder / "peaks", place, self._host)

@@ -16,7 +16,8 @@ def overhead_line(rows: Sequence[Mapping[str, Any]], tracking_s: Sequence[float]
     rest = statistics.median(
         row["wall_s"]
         - row["load_s"]
-        - row["duration_s"]
+        # Time that was simulated passed for nobody.
+        - (0.0 if row.get("simulated") else row["duration_s"])
         - sum(row[f"{name}_s"] for name in parts)
         # Null where there was none, and not there in rows of an older version.
         - sum(row.get(name) or 0.0 for name in ("quality_s", "reference_s"))

@@ -21,7 +21,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-SCHEMA_VERSION = 5
+SCHEMA_VERSION = 6
 TABLES = ("runs", "requests", "steps", "quality")
 _TYPES = {
     "bool": pa.bool_(),
@@ -30,6 +30,7 @@ _TYPES = {
     "string": pa.string(),
     "null": pa.null(),
     "list<int64>": pa.list_(pa.int64()),
+    "list<double>": pa.list_(pa.float64()),
 }
 
 
@@ -74,6 +75,12 @@ RUNS = pa.schema(
         *_fields("double", "duration_s request_throughput_rps output_throughput_tps total_throughput_tps"),
         *_fields("double", " ".join(f"{what}_{stat}_s" for what in LATENCIES for stat in STATISTICS)),
         *_fields("double", "goodput_rps slo_attainment_fraction"),
+        # Of an open loop: requests over the time until the last was due, and how late the client was.
+        *_fields("double", "offered_rate_rps arrival_lateness_p99_s"),
+        # Mean over time; requests that were preempted wait again.
+        *_fields("double", "num_waiting_mean"),
+        # Defined in `fairness`, over clients, null where there is one; and in `fluidity`, null without limits.
+        *_fields("double", "service_gap_max_tokens jain_fairness_fraction fluidity_mean_fraction"),
         *_fields("int64", "weights_bytes kv_cache_bytes peak_allocated_bytes peak_reserved_bytes peak_process_bytes"),
         # Of the weights that were quantized: how, how many, their bytes with scales, and 8 times the ratio of the two.
         *_fields("string", "quantization"),
@@ -81,7 +88,7 @@ RUNS = pa.schema(
         *_fields("double", "bits_per_weight"),
         *_fields("int64", "kv_blocks_total"),
         *_fields("double", "kv_utilization_mean_fraction kv_fragmentation_mean_fraction prefix_hit_fraction"),
-        *_fields("int64", "num_evictions num_preemptions num_recomputed_tokens"),
+        *_fields("int64", "num_evictions num_preemptions num_recomputed_tokens num_swapped_blocks"),
         # Of the measured requests.
         *_SPECULATED,
         # Of the time of all steps; what is left is scheduling, and steps without drafts.
@@ -91,6 +98,11 @@ RUNS = pa.schema(
         *_fields("double", "energy_j energy_per_output_token_j cost_per_million_output_tokens"),
         # Where energy_j comes from; where it is null, why.
         *_fields("string", "energy_source"),
+        # Whether times are those of a model of the device; of which hardware, and how wrong the model was where it was
+        # fitted: mean relative error of the time of steps that it had not seen.
+        *_fields("bool", "simulated"),
+        *_fields("string", "step_time_model hardware"),
+        *_fields("double", "step_time_error_fraction"),
         # What computed: execution.kernels, with auto resolved.
         *_fields("string", "kernels"),
         *_fields("double", "mbu_fraction mfu_fraction"),
@@ -128,10 +140,15 @@ REQUESTS = pa.schema(
         *_fields("string", "run_id"),
         *_fields("int64", "request_id"),
         *_fields("bool", "warmup"),
-        *_fields("int64", "client_id"),
+        *_fields("int64", "client_id priority"),
         *_fields("double", "arrival_s arrival_lateness_s first_scheduled_s first_token_s finish_s"),
-        *_fields("double", "ttft_s tpot_s e2e_s queue_s"),
-        *_fields("int64", "num_prompt_tokens num_output_tokens num_cached_tokens num_preemptions"),
+        *_fields("double", "ttft_s tpot_s e2e_s queue_s itl_max_s"),
+        *_fields("double", "fluidity_fraction"),
+        *_fields("int64", "num_prompt_tokens num_output_tokens predicted_output_tokens num_cached_tokens"),
+        *_fields("int64", "num_preemptions num_recomputed_tokens"),
+        # Intervals of waiting between a preemption and being served again, and their sum.
+        *_fields("list<double>", "preempted_from_s preempted_until_s"),
+        *_fields("double", "preempted_s"),
         *_SPECULATED,
         *_fields("string", "finish_reason"),
         *_fields("bool", "slo_met"),
@@ -152,6 +169,11 @@ STEPS = pa.schema(
             "int64", "num_prefill_tokens num_decode_tokens num_draft_tokens num_accepted_tokens num_verifications"
         ),
         *_fields("double", "draft_s verify_s"),
+        # Of `simulation.base.StepWork`: requests that prefill, what the last token of each request sees, of all and of
+        # those that prefill, and (token, key) pairs of all.
+        *_fields("int64", "num_prefill_requests num_context_tokens num_prefill_context_tokens num_query_key_pairs"),
+        # K/V blocks that moved between device and host.
+        *_fields("int64", "num_swapped_blocks"),
         *_fields("int64", "num_running num_waiting kv_blocks_used kv_blocks_cached num_evictions num_preemptions"),
         # Slots of used blocks without K/V; used of all blocks; unused of the slots of used blocks.
         *_fields("int64", "kv_slots_unused"),
@@ -231,9 +253,15 @@ def runs_table(row: Mapping[str, Any], config: Mapping[str, Any], types: Mapping
     """
     unknown = set(row) - set(RUNS.names)
     assert not unknown, f"no such columns: {unknown}"
+    return table_with_config({**row, "schema_version": SCHEMA_VERSION}, RUNS, config, types)
+
+
+def table_with_config(
+    row: Mapping[str, Any], schema: pa.Schema, config: Mapping[str, Any], types: Mapping[str, str]
+) -> pa.Table:
+    """One row, and the `cfg.*` columns of its config behind it. Args: as `runs_table`."""
     flat = flatten(config)
-    columns = {name: row.get(name) for name in RUNS.names} | {"schema_version": SCHEMA_VERSION}
-    schema = RUNS
+    columns = {name: row.get(name) for name in schema.names}
     for name, kind in types.items():
         value = flat.get(name)
         if kind == "json" and value is not None:

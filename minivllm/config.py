@@ -16,8 +16,10 @@ from minivllm.component import component_of_ours
 from minivllm.component import is_count as is_count
 from minivllm.component import require as require
 from minivllm.scheduler.preemptions.config import PreemptionConfig as PreemptionConfig
+from minivllm.simulation.config import SimulationConfig as SimulationConfig
 
 DTYPES = ("float32", "bfloat16", "float16")
+DEVICES = ("cpu", "cuda", "simulated")
 WEIGHTS = ("checkpoint", "random")
 KERNELS = ("torch", "numba", "triton")
 
@@ -62,6 +64,7 @@ class SchedulerConfig:
 
     Args:
         policy: a `SchedulingPolicy`.
+        predictor: a `LengthPredictor`, of the requests that bring no prediction of their own.
         victim: a `VictimPolicy`: who is preempted where blocks or seats are short.
         max_num_seqs: requests in one step.
         max_num_batched_tokens: tokens in one step, prefill and decode together.
@@ -72,6 +75,7 @@ class SchedulerConfig:
     """
 
     policy: Component = Component(target="minivllm.scheduler.fcfs.FCFS")
+    predictor: Component = Component(target="minivllm.scheduler.predictors.oracle.Oracle")
     victim: Component = Component(target="minivllm.scheduler.victims.least_deserving.LeastDeserving")
     max_num_seqs: int = 64
     max_num_batched_tokens: int = 512
@@ -146,7 +150,7 @@ class ExecutionConfig:
     """Where and how steps run.
 
     Args:
-        device: `cpu` or `cuda`.
+        device: `cpu`, `cuda`, or `simulated`: no device at all, and the virtual time that one would need.
         dtype: of weights, activations and K/V; `auto` is float32 on a CPU and the checkpoint's own on a GPU.
         kernels: what computes a step: `torch` anywhere, `numba` (our own compiled kernels) in float32 on a CPU,
             `triton` (our own) on a GPU; `auto` is `numba` in float32 on a CPU, `triton` on a GPU, `torch` elsewhere.
@@ -169,7 +173,7 @@ class ExecutionConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        require(self.device in ("cpu", "cuda"), "execution.device", self.device, "cpu or cuda")
+        require(self.device in DEVICES, "execution.device", self.device, f"one of {', '.join(DEVICES)}")
         require(self.dtype in ("auto", *DTYPES), "execution.dtype", self.dtype, f"auto, {', '.join(DTYPES)}")
         require(self.kernels in ("auto", *KERNELS), "execution.kernels", self.kernels, f"auto, {', '.join(KERNELS)}")
         for name in ("overlap", "cuda_graphs"):
@@ -181,7 +185,7 @@ class ExecutionConfig:
             not self.cuda_graphs or self.device == "cuda",
             "execution.cuda_graphs",
             self.cuda_graphs,
-            "null or false where execution.device=cpu",
+            "null or false but on a GPU",
         )
         require(
             self.num_threads is None or is_count(self.num_threads),
@@ -189,11 +193,6 @@ class ExecutionConfig:
             self.num_threads,
             "null or 1 or more",
         )
-
-    @property
-    def overlaps(self) -> bool:
-        """What `overlap` means here."""
-        return self.device == "cuda" if self.overlap is None else self.overlap
 
 
 _UNQUANTIZED = "minivllm.quantization.none.Unquantized"
@@ -292,7 +291,7 @@ class SpeculationConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EngineConfig:
-    """One engine, whole."""
+    """One engine, whole; `simulation` is for `execution.device=simulated`, and for it alone."""
 
     model: ModelConfig
     scheduler: SchedulerConfig = SchedulerConfig()
@@ -301,8 +300,17 @@ class EngineConfig:
     quantization: QuantizationConfig = QuantizationConfig()
     speculation: SpeculationConfig = SpeculationConfig()
     preemption: PreemptionConfig = PreemptionConfig()
+    simulation: SimulationConfig | None = None
 
     def __post_init__(self) -> None:
+        device = self.execution.device
+        simulated = device == "simulated"
+        require(
+            simulated == (self.simulation is not None),
+            "execution.device",
+            device,
+            "simulated where there is a simulation (hardware, step_time), and only there",
+        )
         reuse = self.cache.reuse_kv
         require(
             reuse or not self.preemption.swaps,
@@ -326,7 +334,12 @@ class EngineConfig:
     @property
     def overlaps(self) -> bool:
         """Whether a step is scheduled and launched before the one before is waited for."""
-        return self.execution.overlaps and not self.speculation.enabled
+        if self.speculation.enabled:
+            return False
+        if self.execution.overlap is not None:
+            return self.execution.overlap
+        device = self.execution.device if self.simulation is None else self.simulation.hardware.device
+        return device == "cuda"
 
     @property
     def lossy_parts(self) -> tuple[str, ...]:
@@ -337,7 +350,8 @@ class EngineConfig:
     def from_flat(cls, **options: Any) -> EngineConfig:
         """Build from keyword arguments named like the fields of the parts; no name stands in two parts but `seed`,
         which is the execution's. `quantization` is the name of a scheme, or a `QuantizationConfig`; `speculation` the
-        name of a drafter, or a `SpeculationConfig`; `preemption` that of a mode, or a `PreemptionConfig`.
+        name of a drafter, or a `SpeculationConfig`; `preemption` that of a mode, or a `PreemptionConfig`; with
+        `device="simulated"`, `hardware` and `step_time` are as in `SimulationConfig.named`.
 
         Raises:
             ValueError: a name that no part has, with the names that exist.
@@ -351,10 +365,13 @@ class EngineConfig:
             given = options.pop(name, None) or part()
             whole[name] = part.named(given) if isinstance(given, str) else given
             require(isinstance(whole[name], part), name, given, f"the name of {what} or a {part.__name__}")
+        if options.get("device") == "simulated":
+            chosen = {key: options.pop(key) for key in ("hardware", "step_time") if key in options}
+            whole["simulation"] = SimulationConfig.named(**chosen)
         parts = {"model": ModelConfig, "scheduler": SchedulerConfig, "cache": CacheConfig, "execution": ExecutionConfig}
         owner = {f.name: part for part, kind in parts.items() for f in dataclasses.fields(kind)}
         sorted_out: dict[str, dict[str, Any]] = {part: {} for part in parts}
-        known = ", ".join(sorted([*owner, *whole]))
+        known = ", ".join(sorted({*owner, *whole, "hardware", "step_time"}))
         for name, value in options.items():
             if name not in owner:
                 raise ValueError(f"LLM({name}={value!r}): no such option; there are {known}")

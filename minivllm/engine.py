@@ -24,6 +24,7 @@ from minivllm.sampling_params import SamplingParams
 from minivllm.scheduler.base import SchedulingPolicy
 from minivllm.scheduler.builder import Commit
 from minivllm.scheduler.drafting import Drafting, decodes
+from minivllm.scheduler.predictors.base import LengthPredictor
 from minivllm.scheduler.preemptions.base import PreemptionMode
 from minivllm.scheduler.scheduler import Scheduler
 from minivllm.scheduler.swapping import Swapping
@@ -68,6 +69,7 @@ class Engine:
             swapping=Swapping(mode, HostSlots(runner.num_swap_blocks), self._tables),
             reuse_kv=config.cache.reuse_kv,
             drafting=drafting,
+            predictor=config.scheduler.predictor.make("length_predictor", LengthPredictor),
         )
         self._overlap = config.overlaps
         # The step that runs while the next one is made, where steps overlap.
@@ -104,7 +106,8 @@ class Engine:
             prompt_token_ids: at least one token of the model's vocabulary.
             sampling_params: `n` of them make n requests that share the prompt's blocks.
             arrival_s: when it was due, on the engine's clock; now where None.
-            priority, client_id, predicted_output_tokens: for the policies that look at them.
+            priority, client_id: for the policies that look at them.
+            predicted_output_tokens: what is known of the length; the predictor says it where None.
 
         Returns:
             The n request ids.

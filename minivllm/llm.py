@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from minivllm.clock import VirtualClock, WallClock
 from minivllm.config import EngineConfig
 from minivllm.detokenizer import TextStream
 from minivllm.engine import Engine
@@ -94,18 +95,20 @@ class LLM:
         from minivllm.runner.make import make_runner
 
         self.config = config
-        self.engine = Engine(config, make_runner(config))
+        clock = WallClock() if config.simulation is None else VirtualClock()
+        self.engine = Engine(config, make_runner(config, clock), clock)
         self._tokenizer: Any = None
 
     @property
     def tokenizer(self) -> Any:
-        """The tokenizer of transformers, loaded when it is first needed.
+        """The tokenizer of transformers, loaded when it is first needed; in a simulation, what can be had without it.
 
         Raises:
             ValueError: there is none beside the model.
         """
         if self._tokenizer is None:
-            self._tokenizer = load_tokenizer(self.config.model.tokenizer or self.config.model.path)
+            path = self.config.model.tokenizer or self.config.model.path
+            self._tokenizer = load_tokenizer(path, host_only=self.config.simulation is not None)
         return self._tokenizer
 
     def generate(

@@ -112,7 +112,8 @@ class Request:
         eos_token_ids: end tokens of the model; empty when the request ignores them.
         priority: lower is served first, by the policies that look at it.
         client_id: who sent it, for fairness.
-        predicted_output_tokens: a predictor's word; its `max_tokens` where nobody predicts.
+        predicted_output_tokens: what is known of its length; None leaves it to a predictor, and without one it is
+            `max_tokens`.
         parent_id: the request whose prompt it shares (`n` > 1), None for the first of them.
 
     Invariants: `0 <= num_computed_tokens < num_tokens` while unfinished: the K/V of positions
@@ -138,6 +139,7 @@ class Request:
         "num_recomputed_tokens",
         "num_tokens",
         "parent_id",
+        "has_known_length",
         "predicted_output_tokens",
         "preempted_at_s",
         "priority",
@@ -176,6 +178,7 @@ class Request:
         self.priority = priority
         self.client_id = client_id
         self.max_total_tokens = min(max_total_tokens, len(prompt_token_ids) + sampling_params.max_tokens)
+        self.has_known_length = predicted_output_tokens is not None
         self.predicted_output_tokens = (
             sampling_params.max_tokens if predicted_output_tokens is None else predicted_output_tokens
         )

@@ -20,7 +20,7 @@ class QualityConfig:
 
     Args:
         enabled: true, false, or null: where a lossy part was chosen, and the weights are a checkpoint's. Never with
-            acceptance that is made up (`speculation=synthetic`).
+            acceptance that is made up (`speculation=synthetic`), nor in a simulation.
         text: `heldout`, or a .jsonl file with lines {"path", "text"}.
         num_windows: stretches of text of which every token is scored; 0 leaves this part out, and so with the others.
         window_tokens: length of each, the model's first token included, which is given and not scored.
@@ -65,6 +65,11 @@ class QualityConfig:
 
     def check_model(self, engine: EngineConfig) -> None:
         """Raise the one-line ValueError of quality that was asked for where there is none."""
+        if self.enabled and engine.simulation is not None:
+            raise ValueError(
+                "quality.enabled=True: a simulation says nothing that could have quality: choose quality=auto, or "
+                "another execution"
+            )
         if self.enabled and engine.model.weights == "random":
             raise ValueError(
                 "quality.enabled=True: random weights have no quality: choose a model with model.weights=checkpoint, "
@@ -73,7 +78,7 @@ class QualityConfig:
 
     def is_measured(self, engine: EngineConfig) -> bool:
         """Whether points of this engine have quality; what makes up acceptance says nothing that could have any."""
-        if not engine.speculation.keeps_text:
+        if not engine.speculation.keeps_text or engine.simulation is not None:
             return False
         if self.enabled is not None:
             return self.enabled

@@ -21,13 +21,12 @@ from minivllm.quantization.base import LinearTarget, QuantizationScheme
 from minivllm.runner.base import MemoryReport
 from minivllm.runner.block_moves import BlockMoves
 from minivllm.runner.kernels import attention_of, make_ops, resolve_kernels
+from minivllm.runner.pool_size import pool_blocks, swap_blocks
 from minivllm.speculation.base import Drafter
 from minivllm.speculation.model import ModelDrafter
 from minivllm.speculation.target import DraftTarget
 from minivllm.transfer import upload
 from minivllm_kernels.cpu_memory import advise_huge_pages
-
-_CPU_POOL_BYTES = 256 * 1024 * 1024
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -133,7 +132,12 @@ def make_parts(config: EngineConfig, kernels: str) -> Parts:
     kv_cache = torch.empty(
         (
             spec.num_layers,
-            _num_blocks(config, model, bytes_per_block, max_model_len, device),
+            pool_blocks(
+                config,
+                bytes_per_block=bytes_per_block,
+                max_model_len=max_model_len,
+                free_bytes=(lambda: _free_bytes(config, model, device)) if device.type == "cuda" else None,
+            ),
             size,
             2,
             spec.num_kv_heads,
@@ -155,7 +159,7 @@ def make_parts(config: EngineConfig, kernels: str) -> Parts:
     if isinstance(drafter, ModelDrafter):
         drafter.allocate(kv_cache.shape[1])
         kept += drafter.block_tensors()
-    num_swap_blocks = _num_swap_blocks(config, bytes_per_block)
+    num_swap_blocks = swap_blocks(config, bytes_per_block)
     shape = AttentionShape(
         num_layers=spec.num_layers,
         num_heads=spec.num_heads,
@@ -227,43 +231,6 @@ def _check_weights_fit(config: EngineConfig, dtype: torch.dtype) -> None:
             f"model.path={config.model.path!r}: its weights take {needed / 2**30:.1f} GiB, and of the GPU's "
             f"{total / 2**30:.1f} GiB {free / 2**30:.1f} are free: choose a smaller model, or execution.device=cpu"
         )
-
-
-def _num_blocks(
-    config: EngineConfig, model: Llama, bytes_per_block: int, max_model_len: int, device: torch.device
-) -> int:
-    """Blocks of the pool: as asked, or as many as its memory holds, but no more than could ever be used."""
-    cache = config.cache
-    if cache.num_blocks is not None:
-        return cache.num_blocks
-    most = config.scheduler.max_num_seqs * math.ceil(max_model_len / cache.block_size)
-    if cache.memory_bytes is not None:
-        num_bytes, key = cache.memory_bytes, f"cache.memory_bytes={cache.memory_bytes}"
-    elif device.type == "cuda":
-        num_bytes = _free_bytes(config, model, device)
-        key = f"cache.gpu_memory_fraction={cache.gpu_memory_fraction}, which leaves {num_bytes} bytes for K/V"
-    else:
-        num_bytes, key = _CPU_POOL_BYTES, "cache.memory_bytes"
-    affordable = num_bytes // bytes_per_block
-    if affordable < 1:
-        raise ValueError(f"{key}: must hold one block of {cache.block_size} tokens, {bytes_per_block} bytes")
-    return min(affordable, most)
-
-
-def _num_swap_blocks(config: EngineConfig, bytes_per_block: int) -> int:
-    """Blocks that fit into host memory: as asked, or as many as its bytes hold."""
-    preemption = config.preemption
-    if preemption.num_swap_blocks is not None:
-        return preemption.num_swap_blocks
-    if preemption.swap_bytes is None:
-        return 0
-    affordable = preemption.swap_bytes // bytes_per_block
-    if affordable < 1:
-        raise ValueError(
-            f"preemption.swap_bytes={preemption.swap_bytes}: must hold one block of {config.cache.block_size} tokens, "
-            f"{bytes_per_block} bytes"
-        )
-    return affordable
 
 
 def _free_bytes(config: EngineConfig, model: Llama, device: torch.device) -> int:

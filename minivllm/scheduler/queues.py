@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from minivllm.blocks.tables import BlockTables
+from minivllm.component import is_count, require
 from minivllm.request import FinishReason, Request, RequestStatus
 from minivllm.scheduler.base import SchedulingPolicy, overrides
 from minivllm.scheduler.drafting import Drafting
@@ -47,8 +48,7 @@ class Queues:
 
     def add(self, request: Request) -> None:
         self.requests[request.request_id] = request
-        if self._predictor is not None:
-            request.predicted_output_tokens = self._predictor.predict(request)
+        self._predict(request)
         if self._hears_arrivals:
             self._policy.on_arrival(request, request.arrival_s)
         self.waiting.add(request, request.arrival_s)
@@ -57,7 +57,15 @@ class Queues:
         """Ask again how long the running ones will be, where the predictor learns from what they said."""
         if self._predictor is not None and self._predictor.refines:
             for request in self.running:
-                request.predicted_output_tokens = self._predictor.predict(request)
+                self._predict(request)
+
+    def _predict(self, request: Request) -> None:
+        if self._predictor is None or request.has_known_length:
+            return
+        said = self._predictor.predict(request)
+        name = type(self._predictor).__name__
+        require(is_count(said), f"length_predictor={name}: request {request.request_id}", said, "1 or more tokens")
+        request.predicted_output_tokens = said
 
     def admit(self, request: Request, num_computed_tokens: int, now_s: float) -> None:
         """A waiting request runs; the K/V of its first tokens is there."""

@@ -3,7 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
+
+from minivllm.models.spec import ModelSpec
+from minivllm.simulation.hardware import HardwareConfig
+from minivllm.simulation.sizes import ModelSizes
+
+if TYPE_CHECKING:
+    from minivllm.config import EngineConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,8 +41,29 @@ class StepWork:
         return self.num_prefill_tokens + self.num_decode_tokens
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StepTimeTarget:
+    """What a step-time model is made for.
+
+    Args:
+        config: the engine's.
+        spec: shape of its model.
+        sizes: what the model's weights and K/V take, in the precision of this engine.
+        hardware: the device that is stood for.
+    """
+
+    config: EngineConfig
+    spec: ModelSpec
+    sizes: ModelSizes
+    hardware: HardwareConfig
+
+
 class StepTimeModel(Protocol):
-    """How long steps take. Deterministic: the same steps in the same order take the same time."""
+    """How long steps take. Deterministic: the same steps in the same order take the same time.
+
+    A model is made with `target`, a `StepTimeTarget`, and the keys of the group `step_time`. Where it knows how far off
+    it is, it says so in an attribute `error_fraction`, which goes to the table `runs`.
+    """
 
     def step_s(self, work: StepWork) -> float:
         """Seconds from one step's beginning to the next one's, the host's share included.

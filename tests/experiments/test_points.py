@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from experiments.plan import plan_sweep
-from experiments.points import ASSETS, canonical_json, freeze, located, point_id, run_id
+from experiments.points import ASSETS, Slo, canonical_json, freeze, located, point_id, run_id
 
 
 def _make_config(*overrides: str) -> dict:
@@ -115,3 +115,9 @@ def test_shipped_files_are_found_wherever_the_package_lies() -> None:
     assert located("experiments/assets/reference-target") == str(ASSETS / "reference-target")
     assert located("/some/folder") == "/some/folder"
     assert located(None) is None
+
+
+@pytest.mark.parametrize(("key", "value"), [("ttft_s", 0), ("tpot_s", -1), ("ttft_s", True), ("tpot_s", "1")])
+def test_a_limit_that_is_none_is_refused(key: str, value: object) -> None:
+    with pytest.raises(ValueError, match=f"slo.{key}="):
+        Slo(**{key: value})

@@ -13,8 +13,10 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
+from policies import POLICIES, PREDICTORS
 from symbolic import EOS, VOCAB_SIZE, continuation, make_engine
 
+from minivllm.clock import VirtualClock
 from minivllm.config import PreemptionConfig
 from minivllm.request import FinishReason
 from minivllm.sampling.random import continuation_seed
@@ -44,6 +46,9 @@ class EngineMachine(RuleBasedStateMachine):
     def build(self, data) -> None:
         block_size = data.draw(st.sampled_from([1, 2, 4, 8]))
         reuse_kv = data.draw(st.sampled_from([True, True, True, False]))
+        self.clock = VirtualClock()
+        policy = data.draw(st.sampled_from(sorted(POLICIES)))
+        predictor = data.draw(st.sampled_from(sorted(PREDICTORS)))
         # From a pool that holds exactly one of the longest requests to one that holds several.
         longest = -(-self._longest // block_size)
         # From host memory for a block to room for all.
@@ -52,9 +57,10 @@ class EngineMachine(RuleBasedStateMachine):
         self.engine = make_engine(
             num_blocks=longest + data.draw(st.integers(0, longest)),
             block_size=block_size,
-            policy=data.draw(
-                st.sampled_from(["fcfs.FCFS", "static.StaticBatching", "prefill_first.PrefillFirst", "turns.Turns"])
-            ),
+            policy=policy,
+            policy_kwargs=POLICIES[policy],
+            predictor=predictor,
+            predictor_kwargs=PREDICTORS[predictor],
             eviction=data.draw(st.sampled_from(["lru.LRU", "fifo.FIFO", "lfu.LFU"])),
             prefix_caching=reuse_kv and data.draw(st.booleans()),
             reuse_kv=reuse_kv,
@@ -64,6 +70,7 @@ class EngineMachine(RuleBasedStateMachine):
             watermark_fraction=data.draw(st.sampled_from([0.0, 0.1])),
             max_model_len=self._longest + 1,
             overlap=data.draw(st.booleans()),
+            clock=self.clock,
             victim=data.draw(st.sampled_from(VICTIMS)),
             preemption=PreemptionConfig.named("swap", num_swap_blocks=num_swap_blocks) if swaps else None,
         )
@@ -80,14 +87,22 @@ class EngineMachine(RuleBasedStateMachine):
         burst=st.integers(1, 4),
         ignore_eos=st.booleans(),
         seed=st.integers(0, 1),
+        client_id=st.integers(0, 2),
     )
-    def add(self, bits, length, max_tokens, n, burst, ignore_eos, seed) -> None:
+    def add(self, bits, length, max_tokens, n, burst, ignore_eos, seed, client_id) -> None:
         params = SamplingParams(max_tokens=max_tokens, n=n, ignore_eos=ignore_eos, seed=seed)
         for shorter in range(min(burst, length)):
             prompt = [bits >> (i % 4) & 1 for i in range(length - shorter)]
-            for index, request_id in enumerate(self.engine.add_request(prompt, params)):
+            for index, request_id in enumerate(self._arrive(prompt, params, client_id)):
                 self.open[request_id] = (prompt, params, continuation_seed(seed, index))
                 _operations["total"] += 1
+
+    def _arrive(self, prompt, params, client_id) -> tuple[int, ...]:
+        return self.engine.add_request(prompt, params, client_id=client_id, priority=client_id % 2)
+
+    def _step(self):
+        self.clock.advance(0.004)
+        return self.engine.step()
 
     @precondition(lambda self: self.engine.has_unfinished)
     @rule(count=st.integers(1, 12))
@@ -95,7 +110,7 @@ class EngineMachine(RuleBasedStateMachine):
         for _ in range(count):
             if not self.engine.has_unfinished:
                 break
-            report = self.engine.step()
+            report = self._step()
             _operations["total"] += 1
             _operations["preemptions"] += report.num_preemptions
             _operations["evictions"] += report.num_evictions
@@ -154,7 +169,7 @@ class EngineMachine(RuleBasedStateMachine):
         for _ in range(5000):
             if not self.engine.has_unfinished:
                 break
-            self.engine.step()
+            self._step()
             self.engine.check()
             _operations["total"] += 1
             self._collect()

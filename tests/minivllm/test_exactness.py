@@ -9,12 +9,12 @@ from __future__ import annotations
 import hypothesis.strategies as st
 import pytest
 from hypothesis import HealthCheck, given, settings
+from policies import POLICIES
 from tiny import VOCAB_SIZE, Oracle, first_wrong, save_tiny_llama
 
 from minivllm import LLM, SamplingParams
 from minivllm.config import Component, PreemptionConfig
 
-POLICIES = ("fcfs.FCFS", "static.StaticBatching", "prefill_first.PrefillFirst")
 VICTIMS = ("least_deserving", "newest", "oldest", "largest", "smallest", "most_remaining")
 EVICTIONS = ("lru.LRU", "fifo.FIFO", "lfu.LFU")
 _outcomes = {"equal": 0, "tie": 0, "preemptions": 0, "hits": 0, "swapped blocks": 0}
@@ -43,7 +43,7 @@ def loads(draw):
 @settings(max_examples=150, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(
     load=loads(),
-    policy=st.sampled_from(POLICIES),
+    policy=st.sampled_from(sorted(POLICIES)),
     eviction=st.sampled_from(EVICTIONS),
     cache=st.sampled_from(["prefix", "prefix", "no prefix", "none"]),
     block_size=st.sampled_from([1, 2, 4, 16, 32]),
@@ -66,7 +66,7 @@ def _check_configuration(
     swaps = num_swap_blocks is not None and cache != "none"
     llm = LLM(
         str(folder),
-        policy=_component("scheduler", policy),
+        policy=_component("scheduler", policy, POLICIES[policy]),
         eviction=_component("blocks", eviction),
         prefix_caching=cache == "prefix",
         reuse_kv=cache != "none",
@@ -129,5 +129,5 @@ def test_six_blocks_of_sixteen_serve_four_requests_of_32_tokens(tiny) -> None:
         assert first_wrong(output.outputs[0].token_ids, *oracle.greedy(prompt, 32)) in ("equal", "tie")
 
 
-def _component(wing: str, name: str):
-    return Component(target=f"minivllm.{wing}.{name}")
+def _component(wing: str, name: str, kwargs=None):
+    return Component(target=f"minivllm.{wing}.{name}", kwargs=kwargs or {})

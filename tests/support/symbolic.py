@@ -7,9 +7,10 @@ the whole history, so a lost or doubled token changes everything after it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from hashlib import blake2b
+from typing import Any
 
 from minivllm.clock import Clock
 from minivllm.config import (
@@ -166,6 +167,9 @@ def make_engine(
     num_blocks: int,
     block_size: int,
     policy: str = "fcfs.FCFS",
+    policy_kwargs: Mapping[str, Any] | None = None,
+    predictor: str = "oracle.Oracle",
+    predictor_kwargs: Mapping[str, Any] | None = None,
     eviction: str = "lru.LRU",
     prefix_caching: bool = True,
     reuse_kv: bool = True,
@@ -185,7 +189,8 @@ def make_engine(
     config = EngineConfig(
         model=ModelConfig(path="symbolic"),
         scheduler=SchedulerConfig(
-            policy=Component(target=policy if policy == "turns.Turns" else f"minivllm.scheduler.{policy}"),
+            policy=Component(target=f"minivllm.scheduler.{policy}", kwargs=policy_kwargs or {}),
+            predictor=Component(target=f"minivllm.scheduler.predictors.{predictor}", kwargs=predictor_kwargs or {}),
             victim=Component(target=f"minivllm.scheduler.victims.{victim}"),
             max_num_seqs=max_num_seqs,
             max_num_batched_tokens=max_num_batched_tokens,

@@ -44,7 +44,7 @@ class SpeculationMachine(RuleBasedStateMachine):
             num_blocks=longest + data.draw(st.integers(0, longest)),
             block_size=self.block_size,
             policy=data.draw(
-                st.sampled_from(["fcfs.FCFS", "static.StaticBatching", "prefill_first.PrefillFirst", "turns.Turns"])
+                st.sampled_from(["fcfs.FCFS", "static.StaticBatching", "srpt.ShortestRemaining", "reverse.Reverse"])
             ),
             eviction=data.draw(st.sampled_from(["lru.LRU", "fifo.FIFO", "lfu.LFU"])),
             prefix_caching=data.draw(st.sampled_from([True, True, False])),
