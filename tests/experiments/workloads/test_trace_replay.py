@@ -198,6 +198,16 @@ def test_prompts_of_a_session_begin_alike_where_asked(tmp_path: Path) -> None:
         assert {pair: size for pair, size in shared.items() if size} == alike
 
 
+def test_a_made_up_prompt_begins_like_text_does_and_nothing_else_in_it(tmp_path: Path) -> None:
+    shapes = [{"hash_ids": [1, 2]}, {"hash_ids": [1]}, {"hash_ids": []}, {"session": "a"}, {}]
+    path = _write(tmp_path, [_entry(num_prompt_tokens=2 * BLOCK) | shape for shape in shapes])
+    source = TextPrompts(["x = 1\n"], lambda text: [ord(c) for c in text], first_token_id=1)
+    replay = TraceReplay(path=path, hash_block_tokens=BLOCK, sessions_share_prefixes=True)
+    prompts = [item.prompt_token_ids for item in _items(replay, source=source)]
+    assert [len(prompt) for prompt in prompts] == [2 * BLOCK] * 5
+    assert all(prompt[0] == 1 and 1 not in prompt[1:] for prompt in prompts)
+
+
 def test_what_a_trace_says_is_sent_as_it_is(tmp_path: Path) -> None:
     given = [_entry(prompt_token_ids=[5, 3, 9]), _entry(prompt="ab c", client_id=4, priority=-2)]
     path = _write(tmp_path, given)
