@@ -11,6 +11,7 @@ from __future__ import annotations
 import random
 
 from minivllm.blocks.base import EvictionPolicy
+from minivllm.blocks.host_slots import HostSlots
 from minivllm.blocks.pool import BlockPool
 from minivllm.blocks.tables import BlockTables
 from minivllm.clock import Clock, WallClock
@@ -24,7 +25,10 @@ from minivllm.scheduler.base import SchedulingPolicy
 from minivllm.scheduler.builder import Commit
 from minivllm.scheduler.drafting import Drafting, decodes
 from minivllm.scheduler.predictors.base import LengthPredictor
+from minivllm.scheduler.preemptions.base import PreemptionMode
 from minivllm.scheduler.scheduler import Scheduler
+from minivllm.scheduler.swapping import Swapping
+from minivllm.scheduler.victims.base import VictimPolicy
 from minivllm.speculation.lengths.base import DraftLengthPolicy
 
 
@@ -43,6 +47,7 @@ class Engine:
         self.clock = clock or WallClock()
         eviction = config.cache.eviction.make("cache", EvictionPolicy)
         policy = config.scheduler.policy.make("scheduler", SchedulingPolicy)
+        mode = config.preemption.mode.make("preemption", PreemptionMode)
         self._pool = BlockPool(runner.num_blocks, eviction)
         self._tables = BlockTables(self._pool, config.cache.block_size, config.cache.prefix_caching)
         drafting, speculation = None, config.speculation
@@ -60,6 +65,8 @@ class Engine:
             config.scheduler,
             policy,
             self._tables,
+            victims=config.scheduler.victim.make("victim", VictimPolicy),
+            swapping=Swapping(mode, HostSlots(runner.num_swap_blocks), self._tables),
             reuse_kv=config.cache.reuse_kv,
             drafting=drafting,
             predictor=config.scheduler.predictor.make("length_predictor", LengthPredictor),
@@ -205,6 +212,7 @@ class Engine:
             num_evictions=pool.num_evictions - evictions,
             num_preemptions=scheduler.num_preemptions - preemptions,
             num_recomputed_tokens=scheduler.num_recomputed_tokens - recomputed,
+            num_swapped_blocks=plan.num_swapped_blocks,
             num_compilations=0 if result is None else result.num_compilations,
             idle_until_s=plan.idle_until_s,
             emitted=commit.emitted,

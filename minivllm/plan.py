@@ -40,6 +40,14 @@ class BlockCopy:
     target: int
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BlockSwap:
+    """All that is kept of block `block_id` goes to slot `slot` of host memory, or comes from there."""
+
+    block_id: int
+    slot: int
+
+
 class Chunk(NamedTuple):
     """Tokens `[start, start + num_tokens)` of one request run in this step. Given by name."""
 
@@ -54,8 +62,9 @@ class Chunk(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StepPlan:
-    """One step of the engine. The runner applies `released`, `new_rows`, `table_updates` and `copies`, in this order,
-    then runs the chunks.
+    """One step of the engine. The runner applies `released`, `new_rows`, `table_updates`, `swaps_out`, `copies` and
+    `swaps_in`, in this order, then runs the chunks. What leaves the device leaves it before anything is written there;
+    no copy reads a block that comes back in the same step, and no slot is both written and read in one.
 
     The usual chunk is a decode: a request's newest token, alone, without drafts. Hundreds of them may run in a step, so
     they lie side by side as numbers.
@@ -71,6 +80,8 @@ class StepPlan:
     decode_starts: tuple[int, ...] = ()
     # All other chunks.
     others: tuple[Chunk, ...] = ()
+    swaps_out: tuple[BlockSwap, ...] = ()
+    swaps_in: tuple[BlockSwap, ...] = ()
     # Set where the policy chose to run nothing before this instant.
     idle_until_s: float | None = None
 
@@ -87,6 +98,11 @@ class StepPlan:
     @property
     def num_tokens(self) -> int:
         return len(self.decodes) + sum(chunk.num_tokens for chunk in self.others)
+
+    @property
+    def num_swapped_blocks(self) -> int:
+        """Blocks that move between device and host, either way."""
+        return len(self.swaps_out) + len(self.swaps_in)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -160,6 +176,8 @@ class StepReport:
     num_evictions: int
     num_preemptions: int
     num_recomputed_tokens: int
+    # Both ways.
+    num_swapped_blocks: int = 0
     num_draft_tokens: int = 0
     num_accepted_tokens: int = 0
     # Requests whose drafts were verified, and the parts of the step; None where there were none.

@@ -15,7 +15,7 @@ from minivllm.config import EngineConfig
 from minivllm.models.spec import ModelSpec
 from minivllm.plan import Chunk, SampledTokens, StepPlan, StepResult
 from minivllm.runner.base import MemoryReport
-from minivllm.runner.pool_size import pool_blocks
+from minivllm.runner.pool_size import pool_blocks, swap_blocks
 from minivllm.simulation.base import StepTimeModel
 from minivllm.simulation.sizes import DTYPE_BYTES, ModelSizes
 from minivllm.simulation.work import step_work
@@ -71,45 +71,53 @@ class SimulatedRunner:
             max_model_len=self.max_model_len,
             free_bytes=self._free_bytes if self.hardware.device == "cuda" else None,
         )
+        self.num_swap_blocks = swap_blocks(config, self._block_bytes)
         self._drafter = _synthetic(config)
         self._end_s = 0.0
         # Steps take no time, and are none of the step-time model's business.
         self.is_warming_up = False
-        # What a running request gets each time.
-        self._token_ids: dict[int, int] = {}
+        # Of the running requests that stop at 0.
+        self._tokens: dict[int, int] = {}
 
     def launch(self, plan: StepPlan) -> Flying:
-        token_ids = self._token_ids
         for request_id in plan.released:
-            token_ids.pop(request_id, None)
+            self._tokens.pop(request_id, None)
         for new in plan.new_rows:
             stops = new.sampling_params.stop_token_ids
-            token_ids[new.request_id] = next(i for i in count() if i not in stops)
-        counts = not plan.is_empty and not self.is_warming_up
-        took_s = self.step_time.step_s(step_work(plan)) if counts else 0.0
+            if 0 in stops:
+                self._tokens[new.request_id] = next(i for i in count() if i not in stops)
+        work = step_work(plan)
+        counts = (work.num_tokens or work.num_swapped_blocks) and not self.is_warming_up
+        took_s = self.step_time.step_s(work) if counts else 0.0
         assert took_s >= 0, f"a step of {took_s} s"
         self._end_s = max(self._clock.now_s(), self._end_s) + took_s
-        decoded = tuple([token_ids[request_id] for request_id in plan.decodes])
-        samples = tuple([self._sample(chunk) for chunk in plan.others if chunk.samples])
-        drafts = any(chunk.num_draft_tokens for chunk in plan.others)
-        result = StepResult(
-            samples=samples, decoded=decoded, draft_s=0.0 if drafts else None, verify_s=took_s if drafts else None
+        return Flying(self._clock, self._end_s, self._result(plan, took_s))
+
+    def _result(self, plan: StepPlan, took_s: float) -> StepResult:
+        if self._drafter is not None:
+            samples = tuple([self._sample(chunk) for chunk in plan.chunks if chunk.samples])
+            if not any(sample.num_draft_tokens for sample in samples):
+                return StepResult(samples=samples)
+            # Drafts that nobody makes cost nothing.
+            return StepResult(samples=samples, draft_s=0.0, verify_s=took_s)
+        tokens = self._tokens
+        return StepResult(
+            samples=tuple([self._sample(chunk) for chunk in plan.others if chunk.samples]),
+            decoded=tuple([tokens.get(i, 0) for i in plan.decodes]) if tokens else (0,) * len(plan.decodes),
         )
-        return Flying(self._clock, self._end_s, result)
 
     def _sample(self, chunk: Chunk) -> SampledTokens:
-        """What a chunk gets. Drafts are accepted as often as the synthetic drafter says, and cost nothing to make."""
-        token_ids, num_drafts = (self._token_ids[chunk.request_id],), chunk.num_draft_tokens
-        if not num_drafts:
-            return SampledTokens(request_id=chunk.request_id, token_ids=token_ids)
-        assert self._drafter is not None
-        end = chunk.start + chunk.num_tokens
-        request = DraftRequest(request_id=chunk.request_id, row=0, num_tokens=end, num_draft_tokens=num_drafts)
-        num_accepted = self._drafter.num_accepted(request, num_drafts)
-        assert num_accepted is not None
+        """A token; of a chunk with drafts, as many more as the synthetic drafter says."""
+        request_id, num_drafts = chunk.request_id, chunk.num_draft_tokens
+        num_accepted = 0
+        if num_drafts:
+            assert self._drafter is not None
+            end = chunk.start + chunk.num_tokens
+            request = DraftRequest(request_id=request_id, row=0, num_tokens=end, num_draft_tokens=num_drafts)
+            num_accepted = self._drafter.num_accepted(request, num_drafts) or 0
         return SampledTokens(
-            request_id=chunk.request_id,
-            token_ids=token_ids * (num_accepted + 1),
+            request_id=request_id,
+            token_ids=(self._tokens.get(request_id, 0),) * (num_accepted + 1),
             num_draft_tokens=num_drafts,
             draft_depth=num_drafts,
         )

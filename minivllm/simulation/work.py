@@ -42,4 +42,5 @@ def step_work(plan: StepPlan, drafted: Mapping[int, int] | None = None) -> StepW
         num_prefill_context_tokens=prefill_context,
         num_decode_context_tokens=decode_context,
         num_prefill_pairs=pairs,
+        num_swapped_blocks=plan.num_swapped_blocks,
     )

@@ -18,9 +18,16 @@ MEMBERS = [(group, member) for group, members in groups().items() for member in 
 _FEWER = {name: ["workload.concurrency=4"] for name in ("speculation", "speculation_cost")}
 
 
+_MANDATORY = {
+    ("model", "hf"): ["model.path=somewhere"],
+    ("arrivals", "trace"): ["arrivals.path=somewhere"],
+    ("lengths", "separate"): ["lengths.prompt={_target_:a.B}", "lengths.output={_target_:a.B}"],
+}
+
+
 def _needed(group: str, member: str) -> list[str]:
     """What a member cannot do without."""
-    return ["model.path=somewhere"] if (group, member) == ("model", "hf") else []
+    return _MANDATORY.get((group, member), [])
 
 
 @pytest.mark.parametrize(("group", "member"), MEMBERS, ids=[f"{g}-{m}" for g, m in MEMBERS])

@@ -17,12 +17,26 @@ from policies import POLICIES, PREDICTORS
 from symbolic import EOS, VOCAB_SIZE, continuation, make_engine
 
 from minivllm.clock import VirtualClock
+from minivllm.config import PreemptionConfig
 from minivllm.request import FinishReason
 from minivllm.sampling.random import continuation_seed
 from minivllm.sampling_params import SamplingParams
 
 MIN_OPERATIONS = 100_000
-_operations = {"total": 0, "preemptions": 0, "evictions": 0, "copies": 0, "hits": 0, "finished": 0}
+VICTIMS = (
+    "least_deserving.LeastDeserving",
+    "newest.Newest",
+    "oldest.Oldest",
+    "largest.Largest",
+    "smallest.Smallest",
+    "most_remaining.MostRemaining",
+)
+# What became of K/V that was swapped out: it came back, it was cached when its request came back, its request ended.
+_operations = dict.fromkeys(
+    ("total", "preemptions", "evictions", "copies", "hits", "finished", "swaps_out", "swaps_in", "fallbacks",
+     "saved_by_cache", "ended_in_host_memory"),
+    0,
+)  # fmt: skip
 
 
 class EngineMachine(RuleBasedStateMachine):
@@ -37,6 +51,9 @@ class EngineMachine(RuleBasedStateMachine):
         predictor = data.draw(st.sampled_from(sorted(PREDICTORS)))
         # From a pool that holds exactly one of the longest requests to one that holds several.
         longest = -(-self._longest // block_size)
+        # From host memory for a block to room for all.
+        num_swap_blocks = data.draw(st.sampled_from([1, longest, 5 * longest])) if data.draw(st.booleans()) else None
+        swaps = reuse_kv and num_swap_blocks is not None
         self.engine = make_engine(
             num_blocks=longest + data.draw(st.integers(0, longest)),
             block_size=block_size,
@@ -54,6 +71,8 @@ class EngineMachine(RuleBasedStateMachine):
             max_model_len=self._longest + 1,
             overlap=data.draw(st.booleans()),
             clock=self.clock,
+            victim=data.draw(st.sampled_from(VICTIMS)),
+            preemption=PreemptionConfig.named("swap", num_swap_blocks=num_swap_blocks) if swaps else None,
         )
         self.open: dict[int, tuple[list[int], SamplingParams, int]] = {}
 
@@ -122,10 +141,21 @@ class EngineMachine(RuleBasedStateMachine):
             got = request.output_token_ids
             _operations["hits"] += request.num_cached_tokens
             _operations["finished"] += 1
+            _operations["ended_in_host_memory"] += len(request.resumed_at_s) < len(request.preempted_at_s)
+            self._check_timeline(request)
             if request.finish_reason is FinishReason.ABORT:
                 assert got == wanted[: len(got)]
             else:
                 assert got == wanted
+
+    def _check_timeline(self, request) -> None:
+        """Preempted, resumed, preempted, ..., and no more than that."""
+        at_s, back_s = request.preempted_at_s, request.resumed_at_s
+        assert len(at_s) == request.num_preemptions and len(at_s) - 1 <= len(back_s) <= len(at_s)
+        ended_waiting = len(back_s) < len(at_s)
+        assert not ended_waiting or request.finish_reason in (FinishReason.ABORT, FinishReason.STOP)
+        instants = [request.arrival_s, *(t for pair in zip(at_s, back_s, strict=False) for t in pair), request.finish_s]
+        assert instants == sorted(instants)
 
     @invariant()
     def consistent(self) -> None:
@@ -144,7 +174,12 @@ class EngineMachine(RuleBasedStateMachine):
             _operations["total"] += 1
             self._collect()
         assert not self.engine.has_unfinished and not self.open
-        _operations["copies"] += self.engine.runner.num_copies
+        runner, swapping = self.engine.runner, self.engine.scheduler.swapping
+        _operations["copies"] += runner.num_copies
+        _operations["swaps_out"] += runner.num_swaps_out
+        _operations["swaps_in"] += runner.num_swaps_in
+        _operations["saved_by_cache"] += runner.num_swaps_out - runner.num_swaps_in
+        _operations["fallbacks"] += swapping.num_fallbacks
         self.engine.reset_prefix_cache()
         self.engine.check()
         pool = self.engine.scheduler.tables.pool

@@ -62,7 +62,7 @@ def test_draws_are_uniform_and_normal_and_their_own() -> None:
     # Kolmogorov-Smirnov at 1e-6: sqrt(ln(2 / 1e-6) / 2n).
     gap = max(abs(x - (i + 0.5) / len(draws)) for i, x in enumerate(draws))
     assert gap < (log(2e6) / (2 * len(draws))) ** 0.5 + 1 / len(draws)
-    assert len({*draws}) == len(draws) and 0 < draws[0] and draws[-1] < 1
+    assert len({*draws}) == len(draws) and draws[0] > 0 and draws[-1] < 1
     normals = [standard_normal(5, i) for i in range(20_000)]
     assert abs(fmean(normals)) < 0.035 and abs(pstdev(normals) - 1) < 0.025
     assert uniform(5, 1) == uniform(5, 1) and uniform(5, 1) not in (uniform(6, 1), uniform(1, 5), uniform(51, 1))

@@ -38,7 +38,17 @@ def _chunks(draw: st.DrawFn) -> Chunk:
 @given(st.lists(_chunks(), max_size=7))
 @settings(max_examples=100, deadline=None)
 def test_work_is_counted_as_token_by_token(chunks: list[Chunk]) -> None:
-    plan = StepPlan(step=0, released=(), new_rows=(), table_updates=(), copies=(), others=tuple(chunks))
+    decodes = [c for c in chunks if c.start and c.samples and c.num_tokens == 1 and not c.num_draft_tokens]
+    plan = StepPlan(
+        step=0,
+        released=(),
+        new_rows=(),
+        table_updates=(),
+        copies=(),
+        decodes=tuple(c.request_id for c in decodes),
+        decode_starts=tuple(c.start for c in decodes),
+        others=tuple(c for c in chunks if c not in decodes),
+    )
     work = step_work(plan)
     assert work == _by_token(plan)
     assert work.num_tokens == sum(c.num_tokens + c.num_draft_tokens for c in chunks)
