@@ -160,7 +160,8 @@ def plan_capacity(overrides: Sequence[str], *, default_experiment: str | None = 
         points = tuple(experiment.combination(choices, experiment.rounds[0]) for choices in chosen)
         settings = CapacitySettings(**compose_raw(points[0].overrides)["capacity"])
         key = settings.rate_key
-        if any(axis.key == key for axis in experiment.axes):
+        # +key hands a rate to a class whose YAML has none.
+        if any(axis.key == key.lstrip("+") for axis in experiment.axes):
             raise CommandError(f"{key}: is what capacity looks for, so it is no axis; capacity.rate_key names another")
         if experiment.rule.metric is not None:
             raise CommandError("repeat_until.relative_half_width: capacity repeats each rate as often: set repeats")

@@ -147,6 +147,10 @@ class ServiceGap:
             # They come back with all that they had.
             for request_id in set(plan.decodes) - self._running:
                 self._admit(request_id)
+        # The last token of a prompt, alone in its step.
+        for request_id in self._reached.keys() & plan.decodes if self._reached else ():
+            got[self._requests[request_id][1]] += PROMPT_WEIGHT
+            del self._reached[request_id]
         for chunk in plan.others:
             request_id = chunk.request_id
             if request_id in self._running and request_id not in self._reached:
