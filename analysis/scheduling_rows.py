@@ -66,9 +66,20 @@ class Rows:
 
 
 def has_scheduling(sweep: Sweep) -> bool:
-    """Whether the scheduler, one of its parts, or the rate of arrivals was varied."""
+    """Whether the scheduler, one of its parts, or the rate of arrivals was varied. An ablation, of which the scheduler
+    is one part among others, compares no policies."""
     columns = varying(sweep)
-    return any(_POLICY.match(column) or re.search(_LOADS[0], column) for column in columns)
+    return _has_policies(sweep, columns) or any(re.search(_LOADS[0], column) for column in columns)
+
+
+def _has_policies(sweep: Sweep, columns: Sequence[str]) -> bool:
+    if not any(_POLICY.match(column) for column in columns):
+        return False
+    if VARIANT not in columns:
+        return True
+    variant = codes(sweep.runs[VARIANT])
+    others = [c for c in columns if c != VARIANT and not (_POLICY.match(c) or _LOAD.search(c) or _LIFE.match(c))]
+    return not any(determines(variant, codes(sweep.runs[column])) for column in others)
 
 
 def rows_of(sweep: Sweep) -> Rows:
@@ -83,10 +94,11 @@ def rows_of(sweep: Sweep) -> Rows:
     both = simulated.dropna().nunique() > 1
     life = _followers(points, columns, simulated) if both else set()
     # A variant is a name for what it sets.
-    has_policies = any(_POLICY.match(column) for column in columns)
-    own = [c for c in kept if _POLICY.match(c) or (c == VARIANT and has_policies)]
-    led = {c for c in columns if _POLICY.match(c) or c == VARIANT or _LOAD.search(c) or c in life}
-    shared = [c for c in kept if c not in led or (c == VARIANT and not has_policies)]
+    has_policies = _has_policies(sweep, columns)
+    own = [c for c in kept if has_policies and (_POLICY.match(c) or c == VARIANT)]
+    led = {c for c in columns if _LOAD.search(c) or c in life}
+    led |= {c for c in columns if has_policies and (_POLICY.match(c) or c == VARIANT)}
+    shared = [c for c in kept if c not in led]
     held = [c for c in columns if c not in led]
     # A simulation may lie in a folder of its own.
     several = points["sweep"].nunique() > 1 and not both
