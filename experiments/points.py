@@ -44,6 +44,9 @@ GROUPS = (
     "attention",
     "execution",
     *SIMULATION_GROUPS,
+    "arrivals",
+    "lengths",
+    "clients",
     "workload",
     "sampling",
     "slo",
@@ -118,6 +121,10 @@ class RunSettings:
 
     engine: EngineConfig
     workload: Component
+    # None leaves to the workload when its requests come, how long they are, and who sends them.
+    arrivals: Component | None
+    lengths: Component | None
+    clients: Component | None
     # Its max_tokens and seed are each request's own, from the workload.
     sampling: SamplingParams
     slo: Slo
@@ -178,6 +185,9 @@ def freeze(config: Mapping[str, Any]) -> RunSettings:
             simulation=_simulation(config),
         ),
         workload=_component(workload, "workload"),
+        arrivals=_load_part(config, "arrivals"),
+        lengths=_load_part(config, "lengths"),
+        clients=_load_part(config, "clients"),
         sampling=SamplingParams(**_checked(config["sampling"], "sampling", _SAMPLING_KEYS)),
         slo=Slo(**_fields(config, "slo", Slo)),
         quality=QualityConfig(**_fields(config, "quality", QualityConfig)),
@@ -235,6 +245,13 @@ def _optional_component(node: dict[str, Any], group: str) -> Component | None:
     if node.get("_target_") is None and len(node) <= 1:
         return None
     return _component(node, group)
+
+
+def _load_part(config: Mapping[str, Any], group: str) -> Component | None:
+    node = dict(config[group])
+    if "path" in node:
+        node["path"] = located(node["path"])
+    return _optional_component(node, group)
 
 
 def _fields(config: Mapping[str, Any], group: str, kind: type, without: str = "") -> dict[str, Any]:

@@ -24,7 +24,7 @@ class TimedRunner:
         self.num_blocks, self.num_swap_blocks, self.max_model_len = num_blocks, 0, longest
 
     def launch(self, plan: StepPlan) -> Done:
-        self._clock.advance(self._step_s(plan))
+        self._clock.advance(0.0 if plan.is_empty else self._step_s(plan))
         ids = [chunk.request_id for chunk in plan.chunks if chunk.samples]
         return Done(result=StepResult(samples=tuple(SampledTokens(request_id=i, token_ids=(7,)) for i in ids)))
 
