@@ -27,6 +27,7 @@ from analysis.planning import LEVEL
 from analysis.precision_words import sentences_of
 from analysis.precisions import precision
 from analysis.quality_figures import has_quality
+from analysis.scheduling_answer import Scheduling, scheduling_answer
 from analysis.speculation_rows import has_speculation
 from analysis.speculations import speculation
 from analysis.summary import numbers
@@ -73,9 +74,10 @@ class Answer:
     Args:
         verdicts: the main metric's first; none where there is nothing to compare.
         changes: what the knobs do to the main metric, from `knob_effects`.
-        sentences: both in words, after what there is to say of precisions and of drafters.
+        sentences: both in words, after what there is to say of precisions, of drafters and of policies.
         precisions: from `analysis.precision`; None where no quality was measured.
         speculation: from `analysis.speculation`; None where no point drafts.
+        scheduling: of policies; None where neither they nor the rate of arrivals were varied.
     """
 
     verdicts: tuple[Verdicts, ...]
@@ -83,6 +85,7 @@ class Answer:
     sentences: tuple[str, ...]
     precisions: pd.DataFrame | None = None
     speculation: pd.DataFrame | None = None
+    scheduling: Scheduling | None = None
 
     @property
     def metric(self) -> Metric:
@@ -91,8 +94,10 @@ class Answer:
 
     @property
     def caveats(self) -> tuple[str, ...]:
-        """Of the tables of drafters."""
-        return () if self.speculation is None else tuple(self.speculation.attrs["caveats"])
+        """Of the tables of drafters and of policies."""
+        drafters = [] if self.speculation is None else self.speculation.attrs["caveats"]
+        policies = [] if self.scheduling is None else self.scheduling.caveats
+        return (*drafters, *policies)
 
 
 def answer(sweep: Sweep) -> Answer:
@@ -108,6 +113,8 @@ def answer(sweep: Sweep) -> Answer:
     drafters = speculation(sweep) if has_speculation(sweep) else None
     sentences = [] if precisions is None else sentences_of(precisions)
     sentences += [] if drafters is None else speculation_words.sentences_of(drafters)
+    policies = scheduling_answer(sweep)
+    sentences += [] if policies is None else policies.sentences
     sentences += headline(found[0] if found else None, components)
     return Answer(
         verdicts=tuple(found),
@@ -115,6 +122,7 @@ def answer(sweep: Sweep) -> Answer:
         sentences=tuple(sentences),
         precisions=precisions,
         speculation=drafters,
+        scheduling=policies,
     )
 
 

@@ -20,6 +20,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from analysis.answer import Answer
+from analysis.lane_figures import lane_figure
 from analysis.load import Sweep
 from analysis.page.forest import Forest, Row, domain, ratio_ticks
 from analysis.page.plots import plots_of
@@ -54,7 +55,9 @@ def write_figures(sweep: Sweep, points: pd.DataFrame, found: Answer, folder: Pat
     with house_style(), matplotlib.rc_context(_RC):
         drawn = {plot.name: _forest(plot) for plot in plots.forests}
         for name, spec in plots.specs.items():
-            drawn[name] = {"pareto": _pareto, "panels": _panels, "time": _timelines}[spec["kind"]](spec)
+            drawn[name] = {"pareto": _pareto, "panels": _panels, "time": _timelines, "lanes": _lanes}[spec["kind"]](
+                spec
+            )
         for name, figure in drawn.items():
             made.append(folder / f"{name}.svg")
             figure.savefig(made[-1], format="svg", bbox_inches="tight", pad_inches=0.05, metadata={"Date": None})
@@ -146,6 +149,11 @@ def _timelines(spec: Spec) -> Figure:
                 ]
             )
     return panel_grid(rows, spec["legend"])
+
+
+def _lanes(spec: Spec) -> Figure:
+    """The run that the page draws at first."""
+    return lane_figure(spec["runs"][0])
 
 
 def _pareto(spec: Spec) -> Figure:

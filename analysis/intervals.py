@@ -19,7 +19,7 @@ import warnings
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
+from scipy import special, stats
 
 METHODS = ("t", "bootstrap")
 CONFIDENCE = 0.95
@@ -101,9 +101,12 @@ def estimate(values: np.ndarray, *, method: str = "t", confidence: float = CONFI
         # All repeats agree, as counters of a deterministic engine do: nothing is left to chance.
         equal = abs(mean) <= _EXACT
         return Estimate(num=num, mean=mean, low=mean, high=mean, p=float(equal), spread=0.0)
-    tested = stats.ttest_1samp(values, 0.0)
-    low, high = _bootstrap(values, confidence) if method == "bootstrap" else tested.confidence_interval(confidence)
-    return Estimate(num=num, mean=mean, low=float(low), high=float(high), p=float(tested.pvalue), spread=spread)
+    # As scipy's ttest_1samp has it, a call of which takes a millisecond: reports make thousands.
+    error = spread / np.sqrt(num)
+    half = special.stdtrit(num - 1, 0.5 + confidence / 2) * error
+    low, high = _bootstrap(values, confidence) if method == "bootstrap" else (mean - half, mean + half)
+    p = 2 * special.stdtr(num - 1, -abs(mean) / error)
+    return Estimate(num=num, mean=mean, low=float(low), high=float(high), p=float(p), spread=spread)
 
 
 def paired(
@@ -145,20 +148,18 @@ def paired(
     )
 
 
-def holm(p: np.ndarray, level: float = 0.05) -> np.ndarray:
-    """p values adjusted for being several, by Holm's method: calling all those under `level` differences makes a single
+def holm(p: np.ndarray) -> np.ndarray:
+    """p values adjusted for being several, by Holm's method: calling all those under a level differences makes a single
     false call in at most that share of sweeps. NaN stays NaN and does not count.
 
-    Source: Holm 1979, "A simple sequentially rejective multiple test procedure", as statsmodels has it.
+    Source: Holm 1979, "A simple sequentially rejective multiple test procedure".
     """
     p = np.asarray(p, dtype=float)
     adjusted = p.copy()
-    known = ~np.isnan(p)
-    if known.sum() > 1:
-        # statsmodels takes a second to import.
-        from statsmodels.stats.multitest import multipletests
-
-        adjusted[known] = multipletests(p[known], alpha=level, method="holm")[1]
+    known = np.flatnonzero(~np.isnan(p))
+    order = known[np.argsort(p[known], kind="stable")]
+    # The smallest is one of all, the next one of those left, and none is smaller than the one before.
+    adjusted[order] = np.minimum(1, np.maximum.accumulate(p[order] * np.arange(len(order), 0, -1)))
     return adjusted
 
 

@@ -14,6 +14,7 @@ from analysis.load import Sweep
 from analysis.metrics import DEFINITIONS, METRICS, Metric
 from analysis.naming import axes, format_value, short_names, variant_differences, varying
 from analysis.precision_table import PRECISIONS, STAR, Column, table_of
+from analysis.scheduling_table import SCHEDULING
 from analysis.speculation_table import SPECULATION, notes_of, tables_of
 from analysis.style import MAX_POINTS
 from analysis.summary import failures
@@ -22,9 +23,18 @@ from analysis.words import many, ratio_text
 MAX_EFFECTS = 12
 
 CAPTIONS = {
+    "scheduling": "Latency and goodput of each policy against load, a column a setting; whiskers are 95 % intervals "
+    "over repeats, and along the dashed line of goodput all that was offered meets the SLO.",
+    "scheduling_closer": "Under one load: the share of requests at or under a latency, where a curve further left is "
+    "better; fairness and the cost of preemptions; and clients, from the best-served to the worst.",
+    "capacity": "The highest rate that meets the SLO; the line ends at the lowest rate that was seen to fail.",
+    "fidelity": "Simulated against real, a mark a policy and load: on the dashed line both are the same; the outer two "
+    "are as far off as is tolerated.",
     "speculation": "Of each drafter: the share accepted of the drafts at each position that the verdict fell on; the "
     "speed-up of its best point at each batch size, measured (marks, with 95 % intervals) and predicted from measured "
     "costs (dotted); and predicted against measured for every point, the outer lines being 10 % off.",
+    "lanes": "One run, a lane a request, by arrival; thin is waiting. Of many requests, those around the one "
+    "of the longest end-to-end latency. `analysis.timeline` draws any other run.",
     "quality_against_speed": "Quality against speed, a panel a batch size: down and to the right is better, and the "
     "dashed line joins what nothing beats in both. Whiskers are 95 % intervals of the comparison with the baseline; "
     "what lies on the lower edge diverges by that or less.",
@@ -39,6 +49,11 @@ CAPTIONS = {
     "own where lengths differ much.",
 }
 TITLES = {
+    "lanes": "One run, request by request",
+    "scheduling": "Policies under load",
+    "scheduling_closer": "Policies under one load",
+    "capacity": "Capacity",
+    "fidelity": "Simulated against real",
     "speculation": "Speculation: acceptance, speed-up and prediction",
     "quality_against_speed": "Quality against speed",
     "output_throughput": "Output throughput",
@@ -58,7 +73,14 @@ def markdown(sweep: Sweep, points: pd.DataFrame, plots: Mapping[str, str], found
         found: from `analysis.answer.answer`; the report has no verdicts where None.
     """
     title = ", ".join(dict.fromkeys(points["sweep"])) or sweep.folders[0].resolve().name
-    parts = [f"# {title}", *_sentences(found), _swept(sweep, points), _speculation(found), _precisions(found)]
+    parts = [
+        f"# {title}",
+        *_sentences(found),
+        _swept(sweep, points),
+        _scheduling(found),
+        _speculation(found),
+        _precisions(found),
+    ]
     parts += [_results(points), *_answers(found)]
     parts += [_failed(sweep), _caveats(sweep, points, found)]
     parts += [_plot(name, file, points) for name, file in plots.items()]
@@ -93,6 +115,16 @@ def _speculation(found: Answer | None) -> str:
     return "\n\n".join([*parts, *notes_of(found.speculation)])
 
 
+def _scheduling(found: Answer | None) -> str:
+    """Who wins where, and all policies under one load, where policies or the rate were varied."""
+    if found is None or found.scheduling is None or not found.scheduling.tables:
+        return ""
+    parts = [f"## {SCHEDULING}"]
+    for shown in found.scheduling.tables:
+        parts += [f"### {shown.title}", _cells(shown.what, shown.labels, shown.columns)]
+    return "\n\n".join([*parts, *found.scheduling.notes])
+
+
 def _cells(what: str, names: Sequence[str], columns: Sequence[Column]) -> str:
     """A table of cells: a figure, starred where it is the best, over its small lines."""
     rows = []
@@ -101,7 +133,9 @@ def _cells(what: str, names: Sequence[str], columns: Sequence[Column]) -> str:
         texts = [f"**{cell.text}** {STAR}" if cell.is_best else cell.text for cell in cells]
         below = ["".join(f"<br>{line}" for line in cell.small) for cell in cells]
         rows.append([name, *(text + more for text, more in zip(texts, below, strict=True))])
-    return _table([what, *(f"{column.title} ({column.unit})" for column in columns)], rows)
+    return _table(
+        [what, *(f"{column.title} ({column.unit})" if column.unit else column.title for column in columns)], rows
+    )
 
 
 def _answers(found: Answer | None) -> list[str]:
@@ -221,12 +255,11 @@ def _speedup(row: pd.Series) -> str:
 
 
 def _plot(name: str, file: str, points: pd.DataFrame) -> str:
-    room = {"output_throughput": math.inf, "quality_against_speed": math.inf, "kv_use": 8, "speculation": math.inf}.get(
-        name, MAX_POINTS
-    )
+    some = ("throughput_against_ttft", "latency_distributions")
+    room = 8 if name == "kv_use" else MAX_POINTS if name in some else math.inf
     ok = int((points["num_repeats"] > 0).sum())
-    some = f" Shown: {room} of {ok} points, the baseline and the fastest." if ok > room else ""
-    return f"## {TITLES[name]}\n\n![{TITLES[name]}]({file})\n\n*{CAPTIONS[name]}{some}*"
+    more = f" Shown: {room} of {ok} points, the baseline and the fastest." if ok > room else ""
+    return f"## {TITLES[name]}\n\n![{TITLES[name]}]({file})\n\n*{CAPTIONS[name]}{more}*"
 
 
 def _failed(sweep: Sweep) -> str:

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import pandas as pd
 
+from analysis.columns import DESCRIPTIONS, LATENCIES
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Metric:
@@ -154,8 +156,8 @@ def metric_of(column: str) -> Metric:
     known = next((metric for metric in METRICS if metric.column == column), None)
     if known:
         return known
-    definition = f"The column {column} of runs."
-    for latency in ("ttft", "tpot", "itl", "e2e", "queue"):
+    definition = DESCRIPTIONS["runs"].get(column, f"The column {column} of runs.")
+    for latency in LATENCIES:
         if column.startswith(f"{latency}_"):
             title = column.removesuffix("_s").replace("_", " ").replace(latency, latency.upper())
             return Metric(column=column, title=title, unit="ms", scale=1e3, digits=2, definition=definition)

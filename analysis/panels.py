@@ -2,7 +2,8 @@
 
 A panel is what `panel.js` draws: a `title`, axes `x` and `y` (`label`, and `log`, `min`, `max`, `tight`, `cats`),
 `series` (`name`, `look`, `x`, `y`, and `xlo`, `xhi`, `ylo`, `yhi`, `step`, `area`, `line`, `mark`, `label`, `dots`),
-and plain `lines`. On a logarithmic axis that has a `min`, what lies below is drawn there.
+and plain `lines`. With `names`, each line ends in its name, to the right of the plot. On a logarithmic axis that has a
+`min`, what lies below is drawn there.
 """
 
 from __future__ import annotations
@@ -16,9 +17,9 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-from analysis.style import COLOURS, DASHES, MARKERS, place_labels
+from analysis.style import COLOURS, DASHES, MARKERS, ink, place_labels, wrap
 
 Spec = Mapping[str, Any]
 GREY = "#9aa0a6"
@@ -37,8 +38,13 @@ def panel_grid(rows: Sequence[Sequence[Spec]], legend: Sequence[Spec]) -> Figure
     labelled = [bool(one.get("label")) for panels in rows for panel in panels for one in panel["series"]]
     if all(labelled):
         legend = ()
+    has_names = any(panel.get("names") for panels in rows for panel in panels)
     # Names beside marks take room.
     wide, high = (2.6, 2.1) if not any(labelled) else (3.4, 3.0) if across > 1 else (6.8, 4.0)
+    if has_names:
+        wide, high = 4.2, 2.9
+    elif any("cats" in panel["y"] for panels in rows for panel in panels):
+        wide, high = 3.3, 2.5
     width = max(4.2, wide * across)
     longest = max((len(one["name"]) for one in legend), default=0)
     # Beside a few names there is room for few of a legend.
@@ -138,7 +144,37 @@ def _panel(ax: Axes, spec: Spec) -> None:
         ax.set_ymargin(0.2)
         names = [one["name"] for one in spec["legend"]]
         ax.legend(_handles(spec["legend"], has_marks=True), names, loc="best", frameon=True, framealpha=0.8, fontsize=7)
-    ax.set_title(spec["title"], loc="left", fontweight="bold", fontsize=8.5)
+    if spec.get("names"):
+        _name_ends(ax, spec)
+    ax.set_title(wrap(spec["title"], 36), loc="left", fontweight="bold", fontsize=8.5)
+
+
+# Of the height of a plot, what a line of words takes.
+_LINE = 0.052
+
+
+def _name_ends(ax: Axes, spec: Spec) -> None:
+    """Each name as near to the end of its line as the others let it be, in the order of the ends."""
+    found = []
+    for one in spec["series"]:
+        x, y = _shown(spec["x"], one["x"]), _shown(spec["y"], one["y"])
+        known = np.flatnonzero(np.isfinite(x) & np.isfinite(y))
+        if len(known):
+            at = ax.transAxes.inverted().transform(ax.transData.transform((x[known[-1]], y[known[-1]])))
+            found.append((float(np.clip(at[1], 0, 1)), float(at[0]), one))
+    found.sort(key=lambda end: end[0])
+    gap = min(_LINE, 1.06 / max(1, len(found) - 1))
+    places: list[float] = []
+    for up, _, _ in found:
+        places.append(max(up, places[-1] + gap) if places else up)
+    most = 1.03
+    for i in range(len(places) - 1, -1, -1):
+        places[i] = min(places[i], most)
+        most = places[i] - gap
+    for (up, across, one), place in zip(found, places, strict=True):
+        outside: dict[str, Any] = {"transform": ax.transAxes, "clip_on": False}
+        ax.plot([across, 1.005, 1.04], [up, up, place], color=GREY, lw=0.5, zorder=0, **outside)
+        ax.text(1.05, place, one["name"], color=ink(colour_of(one)), fontsize=7, va="center", **outside)
 
 
 def set_axis(ax: Axes, name: str, spec: Spec, values: Sequence[float]) -> None:
@@ -153,11 +189,15 @@ def set_axis(ax: Axes, name: str, spec: Spec, values: Sequence[float]) -> None:
     axis.set_label_text(spec["label"])
     if "cats" in spec:
         axis.set_ticks(range(len(spec["cats"])), spec["cats"])
+        if name == "y":
+            ax.set_ylim(-0.6, len(spec["cats"]) - 0.4)
         return
     if spec.get("log") and values and min(values) > 0:
         (ax.set_xscale if name == "x" else ax.set_yscale)("log")
-        wide = max(values) > 500 * min(values)
-        axis.set_major_locator(LogLocator(subs=(1,) if wide else (1, 2, 5)))
+        wide = max(values) > (500 if name == "y" else 100) * min(values)
+        # Within a few times the same there is hardly a power of ten.
+        near = max(values) < 5 * min(values)
+        axis.set_major_locator(MaxNLocator(4) if near else LogLocator(subs=(1,) if wide else (1, 2, 5)))
         axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axis.set_minor_formatter(NullFormatter())
     if spec.get("tight"):

@@ -6,6 +6,7 @@ Lines and labels are for at most a dozen points, the baseline and the fastest; b
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +19,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from analysis.columns import OK, RUN_KEY
+from analysis.lane_figures import lane_figure
+from analysis.lanes import chosen_runs, lanes_spec
 from analysis.load import Sweep
 from analysis.metrics import THROUGHPUT, TTFT_P50
 from analysis.naming import attach
@@ -25,6 +28,8 @@ from analysis.panels import panel_grid
 from analysis.precision_plots import MEASURES, precision_specs
 from analysis.precisions import precision
 from analysis.quality_figures import has_quality
+from analysis.scheduling_answer import Scheduling
+from analysis.scheduling_pictures import PICTURES, scheduling_picture
 from analysis.speculation_plots import speculation_specs
 from analysis.speculation_rows import has_speculation
 from analysis.speculations import speculation
@@ -34,24 +39,33 @@ from analysis.summary import measured_requests, numbers
 _X, _Y = TTFT_P50, THROUGHPUT
 
 
-def write_plots(sweep: Sweep, points: pd.DataFrame, folder: Path) -> dict[str, Path]:
+def write_plots(
+    sweep: Sweep, points: pd.DataFrame, folder: Path, policies: Scheduling | None = None
+) -> dict[str, Path]:
     """Draw all that can be drawn.
 
     Args:
         sweep: from `analysis.load`.
         points: from `analysis.points`.
         folder: for the PNG files; made where missing. Pictures of an earlier report are replaced or removed.
+        policies: from `analysis.scheduling_answer.scheduling_answer`, where there are any.
 
     Returns:
         The name of each plot drawn, and its file.
     """
     folder.mkdir(parents=True, exist_ok=True)
     made = {}
-    for name, draw in PLOTS.items():
+    by_label = looks(points["label"].tolist())
+    drawn: dict[str, Callable[[], Figure | None]] = {
+        **{name: functools.partial(scheduling_picture, policies, name) for name in PICTURES},
+        **{name: functools.partial(draw, sweep, points, by_label) for name, draw in PLOTS.items()},
+        "lanes": lambda: _lanes(sweep, points, policies),
+    }
+    for name, draw in drawn.items():
         path = folder / f"{name}.png"
         path.unlink(missing_ok=True)
         with house_style():
-            figure = draw(sweep, points, looks(points["label"].tolist()))
+            figure = draw()
             if figure is not None:
                 figure.savefig(path, dpi=DPI, facecolor="white")
                 made[name] = path
@@ -241,6 +255,12 @@ PLOTS: dict[str, Callable[[Sweep, pd.DataFrame, dict[str, Look]], Figure | None]
     "latency_distributions": latency_distributions,
     "kv_use": kv_use,
 }
+
+
+def _lanes(sweep: Sweep, points: pd.DataFrame, policies: Scheduling | None) -> Figure | None:
+    """One run, request by request: the first policy, or the baseline."""
+    spec = lanes_spec(sweep, chosen_runs(points, policies)[:1])
+    return lane_figure(spec["runs"][0]) if spec else None
 
 
 def _figure(width: float, height: float) -> Figure:

@@ -59,7 +59,7 @@ def write_report(folder: str | Path, console: Console | None = None, *, figures:
         console.print(f"[yellow]note[/]  {escape(line)}", soft_wrap=True)
     report = folder / "report.md"
     try:
-        plots = write_plots(sweep, summary, folder / "plots")
+        plots = write_plots(sweep, summary, folder / "plots", found.scheduling)
         text = markdown(
             sweep, summary, {name: path.relative_to(folder).as_posix() for name, path in plots.items()}, found
         )

@@ -21,6 +21,8 @@ from analysis.naming import attach
 from analysis.plots import shown
 from analysis.precision_table import PRECISIONS, STAR, Column, table_of
 from analysis.report import default_console, print_table
+from analysis.scheduling_answer import Scheduling
+from analysis.scheduling_table import SCHEDULING
 from analysis.speculation_table import OFF, SPECULATION, notes_of, tables_of
 from analysis.style import wrap
 from analysis.summary import measured_requests, numbers, points
@@ -75,6 +77,8 @@ def print_report(folder: str | Path, console: Console | None = None) -> None:
     print_table(console, Path(folder), summary)
     for line in found.sentences:
         console.print(escape(line.replace("**", "")), soft_wrap=True)
+    if found.scheduling is not None:
+        print_scheduling(found.scheduling, console)
     if found.speculation is not None:
         print_speculation(found.speculation, console)
     if found.precisions is not None:
@@ -121,6 +125,19 @@ def print_speculation(frame: pd.DataFrame, console: Console) -> None:
         title = f"{SPECULATION}: {found.setting}" if found.setting else SPECULATION
         _print_cells(console, title, "drafter", found.labels, found.columns, [])
     for line in notes_of(frame) if len(frame) else []:
+        console.print(f"[dim]{escape(_plain(line, console))}[/]", soft_wrap=True)
+
+
+def print_scheduling(found: Scheduling, console: Console) -> None:
+    """Who wins where, and all policies under one load.
+
+    Args:
+        found: of the sweep.
+        console: where it goes.
+    """
+    for one in found.tables:
+        _print_cells(console, f"{SCHEDULING}: {one.title}", one.what, one.labels, one.columns, [])
+    for line in found.notes:
         console.print(f"[dim]{escape(_plain(line, console))}[/]", soft_wrap=True)
 
 

@@ -21,7 +21,7 @@ from experiments.errors import CommandError, one_line
 from experiments.repeats import Repeats, repeats_rule
 
 # Keys that say which points there are, and are no part of any of them.
-PLANNING = ("axes", "variants", "repeats", "repeat_until", "search")
+PLANNING = ("axes", "variants", "repeats", "repeat_until", "search", "capacity")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -134,7 +134,7 @@ def read_experiments(overrides: Sequence[str], *, default_experiment: str | None
             repeats = tuple(_whole(v, text) for v in _values(override))
         elif key == "variant":
             variants = _values(override)
-        elif override.is_sweep_override() and key.startswith("search"):
+        elif override.is_sweep_override() and key.startswith(("search", "capacity")):
             raise CommandError(f"{text}: a search has one setting of each of its own keys")
         elif override.is_sweep_override():
             prefix = override.get_key_element()

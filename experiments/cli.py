@@ -35,6 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         ("run", "run one point, even if it is complete already"),
         ("sweep", "run every point of a sweep that is not complete (experiment=quickstart where none is named)"),
         ("search", "run some points of a sweep, each chosen by what the others gave (search.num_trials=20)"),
+        ("capacity", "for each point of a sweep, find the highest rate of arrivals that meets slo=..."),
     ):
         command = commands.add_parser(
             name, help=what, epilog=_OVERRIDES, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -119,6 +120,8 @@ def _sweep(overrides: Sequence[str], *, command: str, dry_run: bool) -> int:
     try:
         if command == "search":
             return _search(overrides, console, dry_run=dry_run)
+        if command == "capacity":
+            return _capacity(overrides, console, dry_run=dry_run)
         plan = plan_sweep(overrides, default_experiment=None if single else "quickstart", single=single)
         if dry_run:
             for job in plan.jobs:
@@ -182,6 +185,31 @@ def _search(overrides: Sequence[str], console: Console, *, dry_run: bool) -> int
         progress.stop()
     for line in found.best:
         console.print(f"best    {line}", highlight=False, markup=False, soft_wrap=True)
+    return _conclude(found.swept, plan.sweep.folder, console)
+
+
+def _capacity(overrides: Sequence[str], console: Console, *, dry_run: bool) -> int:
+    from experiments.capacity import plan_capacity, run_capacity
+    from experiments.progress import Progress
+
+    plan = plan_capacity(overrides, default_experiment="capacity")
+    if dry_run:
+        for point in plan.points:
+            console.print(point.label or plan.sweep.name, highlight=False, markup=False, soft_wrap=True)
+        settings = plan.settings
+        console.print(
+            f"{len(plan.points)} points; {settings.rate_key} begins at {settings.start_rate_rps:g}, and at least "
+            f"{settings.target_attainment:.4g} of the requests must meet the limits",
+            highlight=False,
+        )
+        return EXIT_OK
+    progress = Progress(console, plan.sweep.name)
+    try:
+        found = run_capacity(plan, progress, report=_reporter(plan.sweep.folder, progress, console))
+    finally:
+        progress.stop()
+    for line in found.lines:
+        console.print(f"capacity {line}", highlight=False, markup=False, soft_wrap=True)
     return _conclude(found.swept, plan.sweep.folder, console)
 
 

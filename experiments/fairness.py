@@ -143,7 +143,15 @@ class ServiceGap:
         if report.num_preemptions:
             self._look_for_preempted()
         got = [0] * len(self._places)
-        for chunk in plan.chunks:
+        if not self._running.issuperset(plan.decodes):
+            # They come back with all that they had.
+            for request_id in set(plan.decodes) - self._running:
+                self._admit(request_id)
+        # The last token of a prompt, alone in its step.
+        for request_id in self._reached.keys() & plan.decodes if self._reached else ():
+            got[self._requests[request_id][1]] += PROMPT_WEIGHT
+            del self._reached[request_id]
+        for chunk in plan.others:
             request_id = chunk.request_id
             if request_id in self._running and request_id not in self._reached:
                 continue
@@ -154,13 +162,17 @@ class ServiceGap:
                 got[self._requests[request_id][1]] += OUTPUT_WEIGHT * len(token_ids)
         self._count(np.array(got), np.array(self._num_waiting) > 0)
 
+    def _admit(self, request_id: int) -> None:
+        if request_id in self._requests:
+            self._running.add(request_id)
+            self._num_waiting[self._requests[request_id][1]] -= 1
+
     def _computed(self, chunk: Chunk) -> int:
         """New tokens of a prompt; lets a request in that did not run."""
         request_id = chunk.request_id
-        request, place = self._requests[request_id]
+        request = self._requests[request_id][0]
         if request_id not in self._running:
-            self._running.add(request_id)
-            self._num_waiting[place] -= 1
+            self._admit(request_id)
             if not request.num_preemptions:
                 # What it finds in a cache is no service; when it comes again, it finds its own work.
                 self._reached[request_id] = chunk.start

@@ -8,7 +8,8 @@ The hashes of all prompts are in `requests`, warm-up ones too, so that whoever r
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,9 @@ from experiments.request_stream import RequestStream
 from experiments.roofline import Roofline, fractions
 from experiments.step_stream import StepStream
 from experiments.streams import TableStream
-from experiments.workloads.base import Streams, Workload, warmup_items, with_sampling_seeds, workload_sha256
-from experiments.workloads.prompts import PromptSource, RandomTokens, TextPrompts, read_documents
+from experiments.workloads.base import WorkloadItem, warmup_items
+from experiments.workloads.offered import offered_load
+from experiments.workloads.prompts import LengthsOnly, PromptSource, RandomTokens, TextPrompts, read_documents
 from minivllm.llm import LLM
 from minivllm.quantization.precision import Precision
 from minivllm.runner.simulated import SimulatedRunner
@@ -44,23 +46,26 @@ class Measurement:
         self._tables = {
             name: TableStream(folder / name / f"{run_id}.parquet", name, run_id) for name in ("requests", "steps")
         }
-        self._streams = Streams.make(seed=settings.seed, repeat=settings.repeat)
-        workload: Workload = settings.workload.make("workload")
-        self._concurrency = workload.concurrency
-        self.items = with_sampling_seeds(workload.items(self._streams, _source(workload.prompts, llm)), self._streams)
-        if not self.items:
+        max_model_len = self._engine.runner.max_model_len
+        self._load = offered_load(settings, lambda prompts: _source(prompts, llm), max_model_len=max_model_len)
+        # On a virtual clock requests are made as they are sent, however many; on a real one that would take its time.
+        simulated = settings.engine.simulation is not None
+        self._items: Iterable[WorkloadItem] = self._load if simulated else list(self._load)
+        if next(iter(self._items), None) is None:
             raise ValueError(f"workload._target_={settings.workload.target!r}: made no requests")
 
     def warm_up(self) -> None:
         """Run other prompts of the same shape, and forget what they left."""
-        engine, device = self._engine, self._settings.engine.execution.device
-        items = warmup_items(self.items, self._settings.num_warmup_requests, engine.runner.vocab_size, self._streams)
-        self._warm = Collected()
-        runner = engine.runner
+        settings, engine = self._settings, self._engine
+        device, count = settings.engine.execution.device, settings.num_warmup_requests
+        # A simulation does not look at tokens, and goes through no million of prompts for two.
+        measured = list(islice(self._load, count)) if settings.engine.simulation is not None else list(self._items)
+        items = warmup_items(measured, count, engine.runner.vocab_size, self._load.streams())
+        self._warm, runner = Collected(), engine.runner
         if isinstance(runner, SimulatedRunner):
             # Only what depends on having served somebody before is kept: ids, and what policies learned.
             runner.is_warming_up = True
-        drive(engine, items, self._settings.sampling, concurrency=max(1, len(items)), listener=self._warm)
+        drive(engine, items, settings.sampling, concurrency=max(1, len(items)), listener=self._warm)
         if isinstance(runner, SimulatedRunner):
             runner.is_warming_up = False
         assert not engine.has_unfinished
@@ -79,7 +84,7 @@ class Measurement:
         """
         settings, engine, meters = self._settings, self._engine, self._meters
         runner, speculates = engine.runner, settings.engine.speculation.enabled
-        simulated = self._simulated
+        simulated = settings.engine.simulation is not None
         roofline = Roofline.of(runner, engine.memory(), engine.block_size)
         engine.runner = SeenRunner(runner)
         # The measurement begins now.
@@ -102,14 +107,14 @@ class Measurement:
             roofline=roofline,
             meter=meters.energy,
             report=report,
-            total=len(self.items),
+            total=self._load.num_requests,
             looks_at_memory=not simulated,
         )
         self._sensors = meters.sensors("start")
         meters.energy.start()
         try:
             driven = drive(
-                engine, self.items, settings.sampling, concurrency=self._concurrency, listener=self._observer
+                engine, self._items, settings.sampling, concurrency=self._load.concurrency, listener=self._observer
             )
         finally:
             self._observer.close()
@@ -117,10 +122,6 @@ class Measurement:
         self._energy_j, self._energy_source = meters.energy.stop(driven.end_s - driven.start_s)
         self._sensors |= meters.sensors("end")
         return driven
-
-    @property
-    def _simulated(self) -> bool:
-        return self._settings.engine.execution.device == "simulated"
 
     def close(self) -> None:
         """Put the tables in their place.
@@ -170,7 +171,7 @@ class Measurement:
             | self._sensors
             | _precision_columns(memory.precision)
             | {
-                "workload_sha256": workload_sha256(self.items),
+                "workload_sha256": self._load.sha256,
                 "text_valid": speculation.keeps_text,
                 "energy_source": self._energy_source,
                 "env.peak_bandwidth_bytes_per_s": bandwidth,
@@ -204,6 +205,8 @@ def _precision_columns(precision: Precision | None) -> dict[str, Any]:
 def _source(prompts: str, llm: LLM) -> PromptSource:
     if prompts == "random":
         return RandomTokens(llm.engine.runner.vocab_size)
+    if prompts == "lengths_only":
+        return LengthsOnly(llm.engine.runner.vocab_size)
     path = located(HELDOUT if prompts == "heldout" else prompts)
     assert path is not None
     documents, tokenizer = read_documents(path), llm.tokenizer

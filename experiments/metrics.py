@@ -13,17 +13,25 @@ own included: 1 + accepted / verifications. Without speculation there is neither
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
+from itertools import zip_longest
 from typing import Any
 
 from experiments.tables import BY_POSITION
 from minivllm.request import Speculated
 
 
-def acceptance(speculated: Speculated) -> dict[str, Any]:
-    """Columns of what came of the drafts of one request, or of several together."""
-    drafted, accepted = speculated.num_draft_tokens, speculated.num_accepted_tokens
-    num_verifications = speculated.num_verifications
-    by_position = (list(counts) for counts in (speculated.proposed, speculated.evaluated, speculated.accepted))
+def acceptance(requests: Sequence[Speculated]) -> dict[str, Any]:
+    """Columns of what came of the drafts of some requests together."""
+    num_verifications = sum(one.num_verifications for one in requests)
+    drafted = sum(one.num_draft_tokens for one in requests)
+    accepted = sum(one.num_accepted_tokens for one in requests)
+    lists = (
+        [one.proposed for one in requests],
+        [one.evaluated for one in requests],
+        [one.accepted for one in requests],
+    )
+    by_position = ([sum(counts) for counts in zip_longest(*several, fillvalue=0)] for several in lists)
     return {
         "num_verifications": num_verifications,
         "num_draft_tokens": drafted,

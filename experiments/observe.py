@@ -46,6 +46,10 @@ class SeenRunner:
         return self.runner.num_blocks
 
     @property
+    def num_swap_blocks(self) -> int:
+        return self.runner.num_swap_blocks
+
+    @property
     def max_model_len(self) -> int:
         return self.runner.max_model_len
 

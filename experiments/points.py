@@ -18,6 +18,7 @@ from minivllm.config import (
     EngineConfig,
     ExecutionConfig,
     ModelConfig,
+    PreemptionConfig,
     QuantizationConfig,
     SchedulerConfig,
     SimulationConfig,
@@ -33,6 +34,9 @@ SIMULATION_GROUPS = ("hardware", "step_time")
 GROUPS = (
     "model",
     "scheduler",
+    "length_predictor",
+    "victim",
+    "preemption",
     "cache",
     "quantization",
     "speculation",
@@ -40,6 +44,9 @@ GROUPS = (
     "attention",
     "execution",
     *SIMULATION_GROUPS,
+    "arrivals",
+    "lengths",
+    "clients",
     "workload",
     "sampling",
     "slo",
@@ -114,6 +121,10 @@ class RunSettings:
 
     engine: EngineConfig
     workload: Component
+    # None leaves to the workload when its requests come, how long they are, and who sends them.
+    arrivals: Component | None
+    lengths: Component | None
+    clients: Component | None
     # Its max_tokens and seed are each request's own, from the workload.
     sampling: SamplingParams
     slo: Slo
@@ -148,7 +159,10 @@ def freeze(config: Mapping[str, Any]) -> RunSettings:
     require(label is None or isinstance(label, str), "label", label, "null or a name")
     model = _fields(config, "model", ModelConfig)
     model["path"], model["tokenizer"] = located(model.get("path")), located(model.get("tokenizer"))
-    scheduler, policy = _split(config, "scheduler", SchedulerConfig, "policy")
+    scheduler, policy = _split(config, "scheduler", SchedulerConfig, "policy", "predictor", "victim")
+    predictor = _component(dict(config["length_predictor"]), "length_predictor")
+    victim = _component(dict(config["victim"]), "victim")
+    preemption, mode = _split(config, "preemption", PreemptionConfig, "mode")
     cache, eviction = _split(config, "cache", CacheConfig, "eviction")
     quantization, scheme = _split(config, "quantization", QuantizationConfig, "scheme")
     if isinstance(scheme.kwargs.get("calibration"), Mapping):
@@ -159,7 +173,8 @@ def freeze(config: Mapping[str, Any]) -> RunSettings:
     return RunSettings(
         engine=EngineConfig(
             model=ModelConfig(**model),
-            scheduler=SchedulerConfig(**scheduler, policy=policy),
+            scheduler=SchedulerConfig(**scheduler, policy=policy, predictor=predictor, victim=victim),
+            preemption=PreemptionConfig(**preemption, mode=mode),
             cache=CacheConfig(**cache, eviction=eviction),
             quantization=QuantizationConfig(**quantization, scheme=scheme),
             speculation=_speculation(config),
@@ -170,6 +185,9 @@ def freeze(config: Mapping[str, Any]) -> RunSettings:
             simulation=_simulation(config),
         ),
         workload=_component(workload, "workload"),
+        arrivals=_load_part(config, "arrivals"),
+        lengths=_load_part(config, "lengths"),
+        clients=_load_part(config, "clients"),
         sampling=SamplingParams(**_checked(config["sampling"], "sampling", _SAMPLING_KEYS)),
         slo=Slo(**_fields(config, "slo", Slo)),
         quality=QualityConfig(**_fields(config, "quality", QualityConfig)),
@@ -208,9 +226,9 @@ def _simulation(config: Mapping[str, Any]) -> SimulationConfig | None:
     )
 
 
-def _split(config: Mapping[str, Any], group: str, kind: type, part: str) -> tuple[dict[str, Any], Component]:
-    """A node with `_target_`: fields of the dataclass to it, the rest to the component."""
-    names = {f.name for f in dataclasses.fields(kind)} - {part}
+def _split(config: Mapping[str, Any], group: str, kind: type, *parts: str) -> tuple[dict[str, Any], Component]:
+    """A node with `_target_`: fields of the dataclass to it but for its `parts`, the rest to the component."""
+    names = {f.name for f in dataclasses.fields(kind)} - set(parts)
     node = dict(config[group])
     own = {key: node.pop(key) for key in list(node) if key in names}
     return own, _component(node, group)
@@ -227,6 +245,13 @@ def _optional_component(node: dict[str, Any], group: str) -> Component | None:
     if node.get("_target_") is None and len(node) <= 1:
         return None
     return _component(node, group)
+
+
+def _load_part(config: Mapping[str, Any], group: str) -> Component | None:
+    node = dict(config[group])
+    if "path" in node:
+        node["path"] = located(node["path"])
+    return _optional_component(node, group)
 
 
 def _fields(config: Mapping[str, Any], group: str, kind: type, without: str = "") -> dict[str, Any]:

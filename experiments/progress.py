@@ -55,6 +55,10 @@ class Progress:
         """Told once, instead of `start`: trials, and points that there are to choose from."""
         self._console.print(f"{escape(self._name)}: {num_trials} trials of {num_points} points", highlight=False)
 
+    def start_capacity(self, num_points: int, rate_key: str) -> None:
+        """Told once, instead of `start`: points, and the key of the rate that is looked for."""
+        self._console.print(f"{escape(self._name)}: capacity of {num_points} points by {rate_key}", highlight=False)
+
     def found_more(self, total: int, complete: int, may_come: int = 0) -> None:
         """As `start`, of the runs of the next trials."""
         self._total += total

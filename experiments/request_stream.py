@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from itertools import zip_longest
+from itertools import chain, zip_longest
 from operator import attrgetter
 from typing import Any
 
@@ -110,7 +110,7 @@ class RequestStream:
         tpot_s = np.where(num_output > 1, (finish_s - first_s) / np.maximum(num_output - 1, 1), np.nan)
 
         counts = np.array([len(times) for times in read["token_times_s"]])
-        times_s = np.array([at_s for times in read["token_times_s"] for at_s in times], dtype=np.float64)
+        times_s = np.fromiter(chain.from_iterable(read["token_times_s"]), np.float64, int(counts.sum()))
         gaps_s, itl_max_s = _gaps(times_s, counts)
         preempted_from, preempted_until, preempted_s = _preempted(requests, origin_s)
         columns: dict[str, Any] = {
@@ -152,7 +152,7 @@ class RequestStream:
             columns["prompt_sha256"] = [_sha256(r.token_ids[: r.num_prompt_tokens]) for r in requests]
             columns["output_sha256"] = [_sha256(r.output_token_ids) for r in requests]
         if self._speculates and not warmup:
-            accepted = [acceptance(request.speculated) for request in requests]
+            accepted = [acceptance([request.speculated]) for request in requests]
             columns |= {name: [one[name] for one in accepted] for name in accepted[0]}
         return columns, gaps_s
 
@@ -218,7 +218,7 @@ class RequestStream:
         for what, sketch in self._latencies.items():
             columns |= summary(what, sketch)
         if self._speculates:
-            columns |= acceptance(self._speculated)
+            columns |= acceptance([self._speculated])
         return columns
 
 

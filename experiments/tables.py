@@ -253,9 +253,15 @@ def runs_table(row: Mapping[str, Any], config: Mapping[str, Any], types: Mapping
     """
     unknown = set(row) - set(RUNS.names)
     assert not unknown, f"no such columns: {unknown}"
+    return table_with_config({**row, "schema_version": SCHEMA_VERSION}, RUNS, config, types)
+
+
+def table_with_config(
+    row: Mapping[str, Any], schema: pa.Schema, config: Mapping[str, Any], types: Mapping[str, str]
+) -> pa.Table:
+    """One row, and the `cfg.*` columns of its config behind it. Args: as `runs_table`."""
     flat = flatten(config)
-    columns = {name: row.get(name) for name in RUNS.names} | {"schema_version": SCHEMA_VERSION}
-    schema = RUNS
+    columns = {name: row.get(name) for name in schema.names}
     for name, kind in types.items():
         value = flat.get(name)
         if kind == "json" and value is not None:

@@ -15,6 +15,7 @@ from minivllm.component import Component as Component
 from minivllm.component import component_of_ours
 from minivllm.component import is_count as is_count
 from minivllm.component import require as require
+from minivllm.scheduler.preemptions.config import PreemptionConfig as PreemptionConfig
 from minivllm.simulation.config import SimulationConfig as SimulationConfig
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -63,6 +64,8 @@ class SchedulerConfig:
 
     Args:
         policy: a `SchedulingPolicy`.
+        predictor: a `LengthPredictor`, of the requests that bring no prediction of their own.
+        victim: a `VictimPolicy`: who is preempted where blocks or seats are short.
         max_num_seqs: requests in one step.
         max_num_batched_tokens: tokens in one step, prefill and decode together.
         chunked_prefill: let a prompt's prefill spread over several steps; without it a prompt longer than
@@ -72,6 +75,8 @@ class SchedulerConfig:
     """
 
     policy: Component = Component(target="minivllm.scheduler.fcfs.FCFS")
+    predictor: Component = Component(target="minivllm.scheduler.predictors.oracle.Oracle")
+    victim: Component = Component(target="minivllm.scheduler.victims.least_deserving.LeastDeserving")
     max_num_seqs: int = 64
     max_num_batched_tokens: int = 512
     chunked_prefill: bool = True
@@ -294,6 +299,7 @@ class EngineConfig:
     execution: ExecutionConfig = ExecutionConfig()
     quantization: QuantizationConfig = QuantizationConfig()
     speculation: SpeculationConfig = SpeculationConfig()
+    preemption: PreemptionConfig = PreemptionConfig()
     simulation: SimulationConfig | None = None
 
     def __post_init__(self) -> None:
@@ -305,6 +311,13 @@ class EngineConfig:
             device,
             "simulated where there is a simulation (hardware, step_time), and only there",
         )
+        reuse = self.cache.reuse_kv
+        require(
+            reuse or not self.preemption.swaps,
+            "cache.reuse_kv",
+            reuse,
+            "true with preemption=swap: there is no K/V to keep",
+        )
         if not self.speculation.enabled:
             return
         overlap = self.execution.overlap
@@ -314,7 +327,6 @@ class EngineConfig:
             overlap,
             "null or false with speculation: how far a step got is known late",
         )
-        reuse = self.cache.reuse_kv
         require(
             reuse, "cache.reuse_kv", reuse, "true with speculation: drafts are verified against the K/V in the cache"
         )
@@ -338,41 +350,31 @@ class EngineConfig:
     def from_flat(cls, **options: Any) -> EngineConfig:
         """Build from keyword arguments named like the fields of the parts; no name stands in two parts but `seed`,
         which is the execution's. `quantization` is the name of a scheme, or a `QuantizationConfig`; `speculation` the
-        name of a drafter, or a `SpeculationConfig`; with `device="simulated"`, `hardware` and `step_time` are as in
-        `SimulationConfig.named`.
+        name of a drafter, or a `SpeculationConfig`; `preemption` that of a mode, or a `PreemptionConfig`; with
+        `device="simulated"`, `hardware` and `step_time` are as in `SimulationConfig.named`.
 
         Raises:
             ValueError: a name that no part has, with the names that exist.
         """
-        quantization = options.pop("quantization", None) or QuantizationConfig()
-        if isinstance(quantization, str):
-            quantization = QuantizationConfig.named(quantization)
-        require(
-            isinstance(quantization, QuantizationConfig),
-            "quantization",
-            quantization,
-            "the name of a scheme or a QuantizationConfig",
-        )
-        speculation = options.pop("speculation", None) or SpeculationConfig()
-        if isinstance(speculation, str):
-            speculation = SpeculationConfig.named(speculation)
-        require(
-            isinstance(speculation, SpeculationConfig),
-            "speculation",
-            speculation,
-            "the name of a drafter or a SpeculationConfig",
-        )
-        simulation = None
+        whole: dict[str, Any] = {}
+        for name, what, part in (
+            ("quantization", "a scheme", QuantizationConfig),
+            ("speculation", "a drafter", SpeculationConfig),
+            ("preemption", "a mode", PreemptionConfig),
+        ):
+            given = options.pop(name, None) or part()
+            whole[name] = part.named(given) if isinstance(given, str) else given
+            require(isinstance(whole[name], part), name, given, f"the name of {what} or a {part.__name__}")
         if options.get("device") == "simulated":
             chosen = {key: options.pop(key) for key in ("hardware", "step_time") if key in options}
-            simulation = SimulationConfig.named(**chosen)
+            whole["simulation"] = SimulationConfig.named(**chosen)
         parts = {"model": ModelConfig, "scheduler": SchedulerConfig, "cache": CacheConfig, "execution": ExecutionConfig}
         owner = {f.name: part for part, kind in parts.items() for f in dataclasses.fields(kind)}
         sorted_out: dict[str, dict[str, Any]] = {part: {} for part in parts}
-        known = ", ".join(sorted([*owner, "quantization", "speculation", "hardware", "step_time"]))
+        known = ", ".join(sorted({*owner, *whole, "hardware", "step_time"}))
         for name, value in options.items():
             if name not in owner:
                 raise ValueError(f"LLM({name}={value!r}): no such option; there are {known}")
             sorted_out[owner[name]][name] = value
         made = {part: kind(**sorted_out[part]) for part, kind in parts.items()}
-        return cls(**made, quantization=quantization, speculation=speculation, simulation=simulation)
+        return cls(**made, **whole)

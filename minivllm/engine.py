@@ -11,6 +11,7 @@ from __future__ import annotations
 import random
 
 from minivllm.blocks.base import EvictionPolicy
+from minivllm.blocks.host_slots import HostSlots
 from minivllm.blocks.pool import BlockPool
 from minivllm.blocks.tables import BlockTables
 from minivllm.clock import Clock, WallClock
@@ -23,7 +24,11 @@ from minivllm.sampling_params import SamplingParams
 from minivllm.scheduler.base import SchedulingPolicy
 from minivllm.scheduler.builder import Commit
 from minivllm.scheduler.drafting import Drafting, decodes
+from minivllm.scheduler.predictors.base import LengthPredictor
+from minivllm.scheduler.preemptions.base import PreemptionMode
 from minivllm.scheduler.scheduler import Scheduler
+from minivllm.scheduler.swapping import Swapping
+from minivllm.scheduler.victims.base import VictimPolicy
 from minivllm.speculation.lengths.base import DraftLengthPolicy
 
 
@@ -42,6 +47,7 @@ class Engine:
         self.clock = clock or WallClock()
         eviction = config.cache.eviction.make("cache", EvictionPolicy)
         policy = config.scheduler.policy.make("scheduler", SchedulingPolicy)
+        mode = config.preemption.mode.make("preemption", PreemptionMode)
         self._pool = BlockPool(runner.num_blocks, eviction)
         self._tables = BlockTables(self._pool, config.cache.block_size, config.cache.prefix_caching)
         drafting, speculation = None, config.speculation
@@ -56,7 +62,14 @@ class Engine:
             length = speculation.length.make("draft_length", DraftLengthPolicy, num_draft_tokens=num_drafts)
             drafting = Drafting(length, self._tables)
         self.scheduler = Scheduler(
-            config.scheduler, policy, self._tables, reuse_kv=config.cache.reuse_kv, drafting=drafting
+            config.scheduler,
+            policy,
+            self._tables,
+            victims=config.scheduler.victim.make("victim", VictimPolicy),
+            swapping=Swapping(mode, HostSlots(runner.num_swap_blocks), self._tables),
+            reuse_kv=config.cache.reuse_kv,
+            drafting=drafting,
+            predictor=config.scheduler.predictor.make("length_predictor", LengthPredictor),
         )
         self._overlap = config.overlaps
         # The step that runs while the next one is made, where steps overlap.
@@ -93,7 +106,8 @@ class Engine:
             prompt_token_ids: at least one token of the model's vocabulary.
             sampling_params: `n` of them make n requests that share the prompt's blocks.
             arrival_s: when it was due, on the engine's clock; now where None.
-            priority, client_id, predicted_output_tokens: for the policies that look at them.
+            priority, client_id: for the policies that look at them.
+            predicted_output_tokens: what is known of the length; the predictor says it where None.
 
         Returns:
             The n request ids.
@@ -198,6 +212,7 @@ class Engine:
             num_evictions=pool.num_evictions - evictions,
             num_preemptions=scheduler.num_preemptions - preemptions,
             num_recomputed_tokens=scheduler.num_recomputed_tokens - recomputed,
+            num_swapped_blocks=plan.num_swapped_blocks,
             num_compilations=0 if result is None else result.num_compilations,
             idle_until_s=plan.idle_until_s,
             emitted=commit.emitted,

@@ -74,7 +74,8 @@ class LLM:
     Args:
         model: a Hugging Face folder or hub id.
         options: fields of the configs in `minivllm.config`, by name: `block_size`, `max_num_seqs`, `dtype`, ...;
-            `quantization` and `speculation` by the name of a scheme or drafter, or whole (`SpeculationConfig.named`).
+            `quantization`, `speculation` and `preemption` by the name of a scheme, drafter or mode, or whole
+            (`SpeculationConfig.named`).
 
     Raises:
         ValueError: an option that does not exist or does not fit, a model that cannot be loaded.

@@ -34,10 +34,19 @@ class TableUpdate:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BlockCopy:
-    """Copy-on-write: all K/V of block `source` goes to block `target`, before any K/V of the step is written."""
+    """Copy-on-write: all that block `source` held before the step goes to block `target`. A source may be the target of
+    another copy: who held it was put out since."""
 
     source: int
     target: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BlockSwap:
+    """All that is kept of block `block_id` goes to slot `slot` of host memory, or comes from there."""
+
+    block_id: int
+    slot: int
 
 
 class Chunk(NamedTuple):
@@ -54,8 +63,9 @@ class Chunk(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StepPlan:
-    """One step of the engine. The runner applies `released`, `new_rows`, `table_updates` and `copies`, in this order,
-    then runs the chunks.
+    """One step of the engine. The runner applies `released`, `new_rows`, `table_updates`, `swaps_out`, `copies` and
+    `swaps_in`, in this order, then runs the chunks. What is copied, on the device or from it, is what was there before
+    the step; no slot of host memory is both written and read in one.
 
     The usual chunk is a decode: a request's newest token, alone, without drafts. Hundreds of them may run in a step, so
     they lie side by side as numbers.
@@ -71,6 +81,8 @@ class StepPlan:
     decode_starts: tuple[int, ...] = ()
     # All other chunks.
     others: tuple[Chunk, ...] = ()
+    swaps_out: tuple[BlockSwap, ...] = ()
+    swaps_in: tuple[BlockSwap, ...] = ()
     # Set where the policy chose to run nothing before this instant.
     idle_until_s: float | None = None
 
@@ -87,6 +99,11 @@ class StepPlan:
     @property
     def num_tokens(self) -> int:
         return len(self.decodes) + sum(chunk.num_tokens for chunk in self.others)
+
+    @property
+    def num_swapped_blocks(self) -> int:
+        """Blocks that move between device and host, either way."""
+        return len(self.swaps_out) + len(self.swaps_in)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -160,6 +177,8 @@ class StepReport:
     num_evictions: int
     num_preemptions: int
     num_recomputed_tokens: int
+    # Both ways.
+    num_swapped_blocks: int = 0
     num_draft_tokens: int = 0
     num_accepted_tokens: int = 0
     # Requests whose drafts were verified, and the parts of the step; None where there were none.

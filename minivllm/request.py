@@ -112,13 +112,14 @@ class Request:
         eos_token_ids: end tokens of the model; empty when the request ignores them.
         priority: lower is served first, by the policies that look at it.
         client_id: who sent it, for fairness.
-        predicted_output_tokens: a predictor's word; its `max_tokens` where nobody predicts.
+        predicted_output_tokens: what is known of its length; None leaves it to a predictor, and without one it is
+            `max_tokens`.
         parent_id: the request whose prompt it shares (`n` > 1), None for the first of them.
 
     Invariants: `0 <= num_computed_tokens < num_tokens` while unfinished: the K/V of positions
-    `[0, num_computed_tokens)` lies in its blocks (or will, when the steps on their way are done), and the newest token
-    is never computed yet. The newest token may be pending: it is being sampled, counts in `num_tokens`, and is not in
-    `token_ids`.
+    `[0, num_computed_tokens)` lies in its blocks, or in host memory while it is swapped out (or will, when the steps on
+    their way are done), and the newest token is never computed yet. The newest token may be pending: it is being
+    sampled, counts in `num_tokens`, and is not in `token_ids`.
     """
 
     __slots__ = (
@@ -138,9 +139,12 @@ class Request:
         "num_recomputed_tokens",
         "num_tokens",
         "parent_id",
+        "has_known_length",
         "predicted_output_tokens",
+        "preempted_at_s",
         "priority",
         "request_id",
+        "resumed_at_s",
         "sampling_params",
         "sampling_seed",
         "status",
@@ -174,6 +178,7 @@ class Request:
         self.priority = priority
         self.client_id = client_id
         self.max_total_tokens = min(max_total_tokens, len(prompt_token_ids) + sampling_params.max_tokens)
+        self.has_known_length = predicted_output_tokens is not None
         self.predicted_output_tokens = (
             sampling_params.max_tokens if predicted_output_tokens is None else predicted_output_tokens
         )
@@ -193,6 +198,9 @@ class Request:
         self.error: str | None = None
         self.first_scheduled_s: float | None = None
         self.finish_s: float | None = None
+        # Of each preemption, and of the admission that followed; one that ended in between has no last resumption.
+        self.preempted_at_s: list[float] = []
+        self.resumed_at_s: list[float] = []
         self.token_times_s: list[float] = []
         # One dict a position, {token: logprob}, filled only where asked for.
         self.logprobs: list[dict[int, float]] = []

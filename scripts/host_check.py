@@ -25,7 +25,8 @@ from minivllm.runner.base import Done, MemoryReport
 class AnswersAtOnce:
     """Says 7."""
 
-    num_blocks, max_model_len, vocab_size, eos_token_ids = 200_000, 4096, 1000, frozenset[int]()
+    num_blocks, num_swap_blocks, max_model_len = 200_000, 0, 4096
+    vocab_size, eos_token_ids = 1000, frozenset[int]()
 
     def launch(self, plan: StepPlan) -> Done:
         ids = [chunk.request_id for chunk in plan.others if chunk.samples]

@@ -5,6 +5,7 @@
 | `document.py` | which sections there are, in which order, and the page around them |
 | `verdicts.py` | the first screen and the effects, as tables with a ratio plot in each row |
 | `forest.py` | such a table |
+| `scheduling.py` | who wins where, where policies or rates were varied |
 | `precisions.py` | quality beside speed and memory, where quality was measured |
 | `sections.py` | tables: points, memory, resources, failures, environment |
 | `plots.py` | which plots there are |

@@ -18,16 +18,18 @@ from analysis.page import sections
 from analysis.page.markup import esc, figure, section
 from analysis.page.plots import Plots, plots_of
 from analysis.page.precisions import precisions_section
+from analysis.page.scheduling import scheduling_section
 from analysis.page.series import MAX_PLACES, Spec
 from analysis.page.speculation import speculation_section
 from analysis.page.verdicts import effects_section, first_screen
 from analysis.plots import shown
 from analysis.precision_plots import CAPTIONS
+from analysis.scheduling_plots import CAPTIONS as SCHEDULING_CAPTIONS
 from analysis.speculation_plots import CAPTIONS as SPECULATION_CAPTIONS
 from analysis.style import COLOURS, COLOURS_ON_DARK
 
 _ASSETS = Path(__file__).parent / "assets"
-_SCRIPTS = ("svg.js", "panel.js", "timelines.js", "save.js", "page.js")
+_SCRIPTS = ("svg.js", "panel.js", "timelines.js", "lanes.js", "save.js", "page.js")
 _PARALLEL = "Means over all other settings, on a logarithmic scale: lines that are parallel do not interact."
 
 
@@ -45,6 +47,7 @@ def page(sweep: Sweep, points: pd.DataFrame, found: Answer | None = None) -> str
     sentences = found.sentences or _lone(points)
     said = [*caveats(sweep, points), *found.caveats, *(found.verdicts[0].caveats if found.verdicts else ())]
     parts = {
+        "scheduling": scheduling_section(found.scheduling, _figures(drawn, SCHEDULING_CAPTIONS)),
         "speculation": speculation_section(found.speculation, _figures(drawn, SPECULATION_CAPTIONS)),
         "precisions": precisions_section(found.precisions, _figures(drawn, CAPTIONS)),
         "effects": effects_section(
@@ -54,6 +57,7 @@ def page(sweep: Sweep, points: pd.DataFrame, found: Answer | None = None) -> str
         "latency": _latency(drawn.specs.get("latency"), points),
         "load": _load(drawn.specs.get("load"), drawn.num_left_out),
         "time": _time(drawn.specs.get("time"), points),
+        "lanes": _lanes(drawn.specs.get("lanes")),
         "points": sections.points_section(points),
         "memory": sections.memory_section(sweep, points),
         "resources": sections.resources_section(sweep, points),
@@ -116,6 +120,11 @@ def _time(spec: Spec | None, points: pd.DataFrame) -> str:
     if len(spec["points"]) < ran:
         note += f" There are {len(spec['points'])} to choose from."
     return section("time", "Over a run", figure("time", spec), note)
+
+
+def _lanes(spec: Spec | None) -> str:
+    note = "A lane a request, by arrival; thin is waiting. Long lanes beside short ones were overtaken or preempted."
+    return section("lanes", "One run, request by request", figure("lanes", spec), note)
 
 
 def _some(points: pd.DataFrame, left: int) -> str:

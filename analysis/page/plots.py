@@ -9,12 +9,13 @@ import pandas as pd
 
 from analysis.answer import Answer
 from analysis.baseline import knobs
+from analysis.lanes import chosen_runs, lanes_spec
 from analysis.load import Sweep
 from analysis.metrics import METRICS
 from analysis.page.forest import Forest
 from analysis.page.load_curves import load_curves
 from analysis.page.series import Spec, distributions, frontier, interactions
-from analysis.page.timelines import timelines
+from analysis.page.timelines import remarks, timelines
 from analysis.page.verdicts import effect_plots, verdict_plots
 from analysis.plots import shown
 from analysis.precision_plots import precision_specs
@@ -32,8 +33,8 @@ class Plots:
 
     Args:
         forests: verdicts, each metric's own, and effects.
-        specs: what the page's script draws, by name: `interactions`, `frontier`, `latency`, `load`, `time`, and
-            those of precisions and of drafters.
+        specs: what the page's script draws, by name: `interactions`, `frontier`, `latency`, `load`, `time`,
+            `lanes`, and those of precisions, of drafters and of policies.
         num_left_out: lines of `load` that there was no room for.
     """
 
@@ -58,11 +59,14 @@ def plots_of(sweep: Sweep, points: pd.DataFrame, found: Answer) -> Plots:
         "latency": distributions(measured_requests(sweep), by_label),
         "load": load[0] if load else None,
         "time": timelines(sweep, points, found.metric),
+        "lanes": lanes_spec(sweep, chosen_runs(points, found.scheduling, remarks(sweep, points, found.metric))),
     }
     if found.precisions is not None:
         specs |= precision_specs(sweep, found.precisions)
     if found.speculation is not None:
         specs |= speculation_specs(found.speculation)
+    if found.scheduling is not None:
+        specs |= found.scheduling.specs
     forests = [plot for one in found.verdicts for plot in verdict_plots(one)]
     return Plots(
         forests=(*forests, *effect_plots(found.changes, found.metric)),

@@ -1,19 +1,24 @@
-"""The workload seam: a list of requests, and whether they come one after the other or by the clock.
+"""The workload seam: requests, and whether they come one after the other or by the clock.
 
-A workload is made whole before the measurement, from one generator a stream, so that two points of a sweep get the
-same requests in the same repeat whatever else differs between them.
+A workload is made from one generator a stream, so that two points of a sweep get the same requests in the same repeat
+whatever else differs between them. Its items are made as they are asked for: a million of them need no memory.
 """
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import hashlib
-from collections.abc import Sequence
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice, repeat
 from typing import Protocol
 
 import numpy as np
 
+from experiments.workloads.arrivals.poisson import Poisson
+from experiments.workloads.draws import BLOCK, endless
 from experiments.workloads.prompts import PromptSource
 from minivllm.config import require
 
@@ -56,6 +61,8 @@ class Streams:
     order: np.random.Generator
     sampling: np.random.Generator
     warmup: np.random.Generator
+    # A new stream comes last: the place of a name is its seed.
+    clients: np.random.Generator
 
     @classmethod
     def make(cls, *, seed: int, repeat: int) -> Streams:
@@ -70,7 +77,12 @@ class Workload(Protocol):
 
     @property
     def prompts(self) -> str:
-        """Where prompts come from: `heldout`, `random`, or a .jsonl file."""
+        """Where prompts come from: `heldout`, `random`, `lengths_only`, or a .jsonl file."""
+        ...
+
+    @property
+    def num_requests(self) -> int:
+        """How many items there will be, at most."""
         ...
 
     @property
@@ -78,8 +90,9 @@ class Workload(Protocol):
         """Clients of a closed loop; None where requests come by the clock."""
         ...
 
-    def items(self, streams: Streams, source: PromptSource) -> list[WorkloadItem]:
-        """All requests, in the order of their arrival. Their sampling seeds are filled in by the driver."""
+    def items(self, streams: Streams, source: PromptSource) -> Iterable[WorkloadItem]:
+        """All requests, in the order of their arrival, best made one by one. Their sampling seeds are filled in
+        later (`offered.py`)."""
         ...
 
 
@@ -88,7 +101,7 @@ class WorkloadBase:
     """Fields that the workloads share: arrivals and prompts.
 
     Args:
-        prompts: `heldout`, `random`, or a .jsonl file with lines {"path", "text"}.
+        prompts: `heldout`, `random`, `lengths_only`, or a .jsonl file with lines {"path", "text"}.
         concurrency: clients of a closed loop, each with one request at a time.
         request_rate_rps: mean rate of Poisson arrivals, instead of a closed loop.
     """
@@ -99,7 +112,7 @@ class WorkloadBase:
 
     def __post_init__(self) -> None:
         named = isinstance(self.prompts, str) and bool(self.prompts)
-        require(named, "workload.prompts", self.prompts, "heldout, random, or a file")
+        require(named, "workload.prompts", self.prompts, "heldout, random, lengths_only, or a file")
         rate = self.request_rate_rps
         require(
             (self.concurrency is None) != (rate is None),
@@ -125,30 +138,20 @@ class WorkloadBase:
         value = getattr(self, high)
         require(value >= getattr(self, low), f"workload.{high}", value, f"at least workload.{low}={getattr(self, low)}")
 
-    def draw_lengths(self, what: str, count: int, streams: Streams) -> np.ndarray:
-        """Uniform over [min, max], both included. Returns: [count] int64."""
+    def draw_lengths(self, what: str, count: int, streams: Streams) -> Iterator[int]:
+        """`count` lengths, uniform over [min, max], both included."""
         low, high = getattr(self, f"min_{what}"), getattr(self, f"max_{what}")
-        return streams.lengths.integers(low, high, size=count, endpoint=True)
+        own = copy.deepcopy(streams.lengths)
+        # Where the stream stands once they are drawn: what is drawn next does not wait for them.
+        for done in range(0, count, BLOCK):
+            streams.lengths.integers(low, high, size=min(BLOCK, count - done), endpoint=True)
+        return islice(endless(lambda size: own.integers(low, high, size=size, endpoint=True)), count)
 
-    def draw_arrivals(self, count: int, streams: Streams) -> list[float | None]:
+    def draw_arrivals(self, count: int, streams: Streams) -> Iterator[float | None]:
         """Due times of a Poisson process, or None for each request of a closed loop."""
         if self.request_rate_rps is None:
-            return [None] * count
-        return [float(t) for t in poisson_arrivals(self.request_rate_rps, count, streams.arrivals)]
-
-
-def poisson_arrivals(rate_rps: float, count: int, generator: np.random.Generator) -> np.ndarray:
-    """Arrival times of a Poisson process: sums of exponential gaps, none of them capped.
-
-    Returns: [count] float64 seconds, increasing; the first comes after a gap too.
-    """
-    return np.cumsum(generator.exponential(1.0 / rate_rps, size=count))
-
-
-def with_sampling_seeds(items: Sequence[WorkloadItem], streams: Streams) -> list[WorkloadItem]:
-    """The same items, each with a seed of its own: a request draws the same whatever shares its batch."""
-    seeds = streams.sampling.integers(0, 2**63 - 1, size=len(items))
-    return [dataclasses.replace(item, sampling_seed=int(s)) for item, s in zip(items, seeds, strict=True)]
+            return repeat(None, count)
+        return islice(Poisson(rate_rps=self.request_rate_rps).times(streams.arrivals), count)
 
 
 def warmup_items(items: Sequence[WorkloadItem], count: int, vocab_size: int, streams: Streams) -> list[WorkloadItem]:
@@ -168,11 +171,31 @@ def warmup_items(items: Sequence[WorkloadItem], count: int, vocab_size: int, str
     return warm
 
 
-def workload_sha256(items: Sequence[WorkloadItem]) -> str:
+class WorkloadDigest:
     """Hash of all that is sent: equal for two points of a paired comparison."""
-    digest = hashlib.sha256()
+
+    def __init__(self) -> None:
+        self._digest = hashlib.sha256()
+
+    def add(self, item: WorkloadItem) -> None:
+        """The next item."""
+        head: tuple[object, ...] = (
+            *(len(item.prompt_token_ids), item.max_tokens, item.arrival_s, item.client_id, item.sampling_seed),
+            # Only where there is something to say, so that a hash does not change with what workloads have learnt.
+            *((item.priority, item.follows, item.think_s) if item.priority or item.follows is not None else ()),
+        )
+        self._digest.update(repr(head).encode())
+        # An array of the standard library reads a tuple three times as fast as numpy.
+        self._digest.update(np.asarray(array("q", item.prompt_token_ids)).astype("<i8", copy=False).tobytes())
+
+    def hexdigest(self) -> str:
+        """Of the items so far."""
+        return self._digest.hexdigest()
+
+
+def workload_sha256(items: Iterable[WorkloadItem]) -> str:
+    """The hash of all items."""
+    digest = WorkloadDigest()
     for item in items:
-        head = (len(item.prompt_token_ids), item.max_tokens, item.arrival_s, item.client_id, item.sampling_seed)
-        digest.update(repr(head).encode())
-        digest.update(np.asarray(item.prompt_token_ids, dtype="<i8").tobytes())
+        digest.add(item)
     return digest.hexdigest()

@@ -3,6 +3,7 @@ steady load, with no queue to speak of."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from experiments.workloads.base import Streams, WorkloadBase, WorkloadItem
@@ -31,15 +32,15 @@ class ClosedLoop(WorkloadBase):
         self.require_range("prompt_tokens")
         self.require_range("output_tokens")
 
-    def items(self, streams: Streams, source: PromptSource) -> list[WorkloadItem]:
+    def items(self, streams: Streams, source: PromptSource) -> Iterable[WorkloadItem]:
         prompt_lengths = self.draw_lengths("prompt_tokens", self.num_requests, streams)
         output_lengths = self.draw_lengths("output_tokens", self.num_requests, streams)
         arrivals = self.draw_arrivals(self.num_requests, streams)
-        return [
+        return (
             WorkloadItem(
-                prompt_token_ids=source.tokens(int(num_prompt), streams.prompts),
-                max_tokens=int(num_output),
+                prompt_token_ids=source.tokens(num_prompt, streams.prompts),
+                max_tokens=num_output,
                 arrival_s=arrival_s,
             )
             for num_prompt, num_output, arrival_s in zip(prompt_lengths, output_lengths, arrivals, strict=True)
-        ]
+        )

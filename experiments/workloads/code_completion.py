@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from experiments.workloads.base import Streams, WorkloadBase, WorkloadItem
@@ -27,12 +28,12 @@ class CodeCompletion(WorkloadBase):
         self.require_counts("num_requests", "max_tokens")
         self.require_counts("max_prompt_tokens", least=2)
 
-    def items(self, streams: Streams, source: PromptSource) -> list[WorkloadItem]:
-        return [
+    def items(self, streams: Streams, source: PromptSource) -> Iterable[WorkloadItem]:
+        return (
             WorkloadItem(
                 prompt_token_ids=source.to_complete(self.max_prompt_tokens, streams.prompts),
                 max_tokens=self.max_tokens,
                 arrival_s=arrival_s,
             )
             for arrival_s in self.draw_arrivals(self.num_requests, streams)
-        ]
+        )

@@ -3,6 +3,7 @@ that pays only if documents stay in it until their next question."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from experiments.workloads.base import Streams, WorkloadBase, WorkloadItem
@@ -35,21 +36,25 @@ class LongDocument(WorkloadBase):
         self.require_range("question_tokens")
         self.require_range("output_tokens")
 
-    def items(self, streams: Streams, source: PromptSource) -> list[WorkloadItem]:
-        count = self.num_documents * self.questions_per_document
+    @property
+    def num_requests(self) -> int:
+        return self.num_documents * self.questions_per_document
+
+    def items(self, streams: Streams, source: PromptSource) -> Iterable[WorkloadItem]:
+        count = self.num_requests
         documents = [source.tokens(self.document_tokens, streams.prompts) for _ in range(self.num_documents)]
         order = streams.order.permutation(count) % self.num_documents
         question_lengths = self.draw_lengths("question_tokens", count, streams)
         output_lengths = self.draw_lengths("output_tokens", count, streams)
         arrivals = self.draw_arrivals(count, streams)
-        return [
+        return (
             WorkloadItem(
-                prompt_token_ids=documents[document] + source.tokens(int(num_question), streams.prompts, start=False),
-                max_tokens=int(num_output),
+                prompt_token_ids=documents[document] + source.tokens(num_question, streams.prompts, start=False),
+                max_tokens=num_output,
                 arrival_s=arrival_s,
                 client_id=int(document),
             )
             for document, num_question, num_output, arrival_s in zip(
                 order, question_lengths, output_lengths, arrivals, strict=True
             )
-        ]
+        )

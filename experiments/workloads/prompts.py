@@ -1,4 +1,5 @@
-"""Where prompt tokens come from: text that the shipped model has never seen, any other text, or random tokens."""
+"""Where prompt tokens come from: text that the shipped model has never seen, any other text, random tokens, or nothing
+but their number."""
 
 from __future__ import annotations
 
@@ -50,6 +51,28 @@ class RandomTokens:
         return self.to_complete(max_tokens, generator)
 
 
+class LengthsOnly(RandomTokens):
+    """Prompts that say nothing and cost nothing, for where only lengths count: a random number of 63 bits in the digits
+    of the vocabulary, then zeros. No two begin alike, so that a prefix cache finds nothing.
+
+    Args:
+        vocab_size: 2 or more.
+    """
+
+    def __init__(self, vocab_size: int) -> None:
+        super().__init__(vocab_size)
+        assert vocab_size >= 2
+        self._num_digits = next(count for count in range(1, 64) if vocab_size**count >= 2**63)
+
+    def tokens(self, count: int, generator: np.random.Generator, *, start: bool = True) -> tuple[int, ...]:
+        number = int(generator.integers(2**63))
+        digits = []
+        for _ in range(min(self._num_digits, count)):
+            number, digit = divmod(number, self._vocab_size)
+            digits.append(digit)
+        return (*digits, *(0,) * (count - len(digits)))
+
+
 class TextPrompts:
     """Stretches of documents.
 
@@ -91,6 +114,10 @@ class TextPrompts:
         # As the docstring of a module, which is where the model met prose.
         return self._ending(f'"""{before}{paragraph[: gaps[int(generator.integers(len(gaps)))]]}', max_tokens)
 
+    def encoded(self, text: str) -> tuple[int, ...]:
+        """A text of somebody's own in tokens, the model's first token before them."""
+        return (*self._first, *self._encode(text))
+
     @cached_property
     def _prose(self) -> list[tuple[str, str]]:
         """Each paragraph, and those of its document before it."""
@@ -111,7 +138,9 @@ class TextPrompts:
         return self._documents[int(generator.integers(len(self._documents)))]
 
 
-def read_documents(path: str, *, key: str = "workload.prompts", members: str = "heldout, random") -> list[str]:
+def read_documents(
+    path: str, *, key: str = "workload.prompts", members: str = "heldout, random, lengths_only"
+) -> list[str]:
     """Texts of a .jsonl file with lines {"path", "text"}.
 
     Args:

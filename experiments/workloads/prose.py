@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from experiments.workloads.base import Streams, WorkloadItem
@@ -17,12 +18,12 @@ class Prose(CodeCompletion):
     Its fields are those of `CodeCompletion`.
     """
 
-    def items(self, streams: Streams, source: PromptSource) -> list[WorkloadItem]:
-        return [
+    def items(self, streams: Streams, source: PromptSource) -> Iterable[WorkloadItem]:
+        return (
             WorkloadItem(
                 prompt_token_ids=source.prose_to_complete(self.max_prompt_tokens, streams.prompts),
                 max_tokens=self.max_tokens,
                 arrival_s=arrival_s,
             )
             for arrival_s in self.draw_arrivals(self.num_requests, streams)
-        ]
+        )

@@ -3,9 +3,12 @@ cache is for."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import islice
 
 from experiments.workloads.base import Streams, WorkloadBase, WorkloadItem
+from experiments.workloads.draws import endless
 from experiments.workloads.prompts import PromptSource
 
 
@@ -35,20 +38,20 @@ class SharedPrefix(WorkloadBase):
         self.require_range("suffix_tokens")
         self.require_range("output_tokens")
 
-    def items(self, streams: Streams, source: PromptSource) -> list[WorkloadItem]:
+    def items(self, streams: Streams, source: PromptSource) -> Iterable[WorkloadItem]:
         prefixes = [source.tokens(self.prefix_tokens, streams.prompts) for _ in range(self.num_prefixes)]
-        chosen = streams.order.integers(self.num_prefixes, size=self.num_requests)
+        chosen = islice(endless(lambda size: streams.order.integers(self.num_prefixes, size=size)), self.num_requests)
         suffix_lengths = self.draw_lengths("suffix_tokens", self.num_requests, streams)
         output_lengths = self.draw_lengths("output_tokens", self.num_requests, streams)
         arrivals = self.draw_arrivals(self.num_requests, streams)
-        return [
+        return (
             WorkloadItem(
-                prompt_token_ids=prefixes[prefix] + source.tokens(int(num_suffix), streams.prompts, start=False),
-                max_tokens=int(num_output),
+                prompt_token_ids=prefixes[prefix] + source.tokens(num_suffix, streams.prompts, start=False),
+                max_tokens=num_output,
                 arrival_s=arrival_s,
-                client_id=int(prefix),
+                client_id=prefix,
             )
             for prefix, num_suffix, num_output, arrival_s in zip(
                 chosen, suffix_lengths, output_lengths, arrivals, strict=True
             )
-        ]
+        )

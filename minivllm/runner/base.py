@@ -54,6 +54,11 @@ class Runner(Protocol):
         ...
 
     @property
+    def num_swap_blocks(self) -> int:
+        """Blocks that host memory has room for; 0 where nothing is swapped."""
+        ...
+
+    @property
     def max_model_len(self) -> int:
         """Longest sequence, prompt and output together."""
         ...

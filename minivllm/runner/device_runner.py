@@ -54,6 +54,7 @@ class DeviceRunner:
         self.model = parts.model
         self.kernels = parts.kernels
         self.num_blocks = parts.num_blocks
+        self.num_swap_blocks = parts.num_swap_blocks
         self.max_model_len = parts.max_model_len
         self.vocab_size = parts.model.spec.vocab_size
         self.eos_token_ids = parts.model.spec.eos_token_ids
@@ -150,10 +151,7 @@ class DeviceRunner:
         self._device_rows.add(new_rows)
         self._rows.update_tables(plan)
         self._device_rows.update_tables(plan)
-        if plan.copies:
-            places = np.array([(copy.source, copy.target) for copy in plan.copies], dtype=np.int64).T.copy()
-            sources, targets = upload(places, self.parts.device)
-            self.parts.copy_blocks(sources, targets)
+        self.parts.moves.apply(plan)
         if self._drafts is not None:
             self._drafts.tell(plan)
 

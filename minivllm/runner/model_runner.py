@@ -40,6 +40,7 @@ class ModelRunner:
         self.model = parts.model
         self.kernels = parts.kernels
         self.num_blocks = parts.num_blocks
+        self.num_swap_blocks = parts.num_swap_blocks
         self.max_model_len = parts.max_model_len
         self.vocab_size = parts.model.spec.vocab_size
         self.eos_token_ids = parts.model.spec.eos_token_ids
@@ -121,10 +122,7 @@ class ModelRunner:
             self._token_ids[row, : len(new.token_ids)] = new.token_ids
             self._plain[row] = is_plain(new.sampling_params)
         self._rows.update_tables(plan)
-        if plan.copies:
-            sources = torch.tensor([copy.source for copy in plan.copies], device=self.parts.device)
-            targets = torch.tensor([copy.target for copy in plan.copies], device=self.parts.device)
-            self.parts.copy_blocks(sources, targets)
+        self.parts.moves.apply(plan)
         if self._drafter is not None:
             tell(self._drafter, plan, self._rows)
 

@@ -19,8 +19,9 @@ from minivllm.models.llama import Llama, tensor_shapes
 from minivllm.models.loader import resolve_dtype
 from minivllm.quantization.base import LinearTarget, QuantizationScheme
 from minivllm.runner.base import MemoryReport
+from minivllm.runner.block_moves import BlockMoves
 from minivllm.runner.kernels import attention_of, make_ops, resolve_kernels
-from minivllm.runner.pool_size import pool_blocks
+from minivllm.runner.pool_size import pool_blocks, swap_blocks
 from minivllm.speculation.base import Drafter
 from minivllm.speculation.model import ModelDrafter
 from minivllm.speculation.target import DraftTarget
@@ -33,7 +34,8 @@ class Parts:
     """The parts, made to fit each other.
 
     `kv_cache` is [num_layers, num_blocks, block_size, 2, num_kv_heads, head_dim]; `features`, where a drafter wants
-    them, [num_blocks * block_size, hidden_size]: the final hidden state of the token in each slot.
+    them, [num_blocks * block_size, hidden_size]: the final hidden state of the token in each slot. `moves` knows all
+    that is kept of a block, by the drafter too, and has room for `num_swap_blocks` of them in host memory.
     """
 
     device: torch.device
@@ -46,6 +48,8 @@ class Parts:
     attention: AttentionBackend
     drafter: Drafter | None
     features: Tensor | None
+    moves: BlockMoves
+    num_swap_blocks: int
 
     @property
     def num_blocks(self) -> int:
@@ -66,16 +70,6 @@ class Parts:
             peak_reserved_bytes=torch.cuda.max_memory_reserved() if cuda else None,
             precision=self.model.precision,
         )
-
-    def copy_blocks(self, sources: Tensor, targets: Tensor) -> None:
-        """Copy K/V of whole blocks, [n] int64 each. None is both source and target: targets are fresh, and sources were
-        computed before."""
-        self.kv_cache.index_copy_(1, targets, self.kv_cache.index_select(1, sources))
-        if self.features is not None:
-            features = self.features.view(self.num_blocks, -1)
-            features.index_copy_(0, targets, features.index_select(0, sources))
-        if isinstance(self.drafter, ModelDrafter):
-            self.drafter.copy_blocks(sources, targets)
 
     def scrub(self, block_table: np.ndarray) -> None:
         """Make numbers of the K/V of a request that failed: its blocks go back to the pool, where a stray NaN would
@@ -159,8 +153,13 @@ def make_parts(config: EngineConfig, kernels: str) -> Parts:
     features = None
     if wants_features:
         features = torch.zeros((kv_cache.shape[1] * size, spec.hidden_size), dtype=dtype, device=device)
+    kept = [kv_cache.transpose(0, 1)]
+    if features is not None:
+        kept.append(features.view(kv_cache.shape[1], size, -1))
     if isinstance(drafter, ModelDrafter):
         drafter.allocate(kv_cache.shape[1])
+        kept += drafter.block_tensors()
+    num_swap_blocks = swap_blocks(config, bytes_per_block)
     shape = AttentionShape(
         num_layers=spec.num_layers,
         num_heads=spec.num_heads,
@@ -182,6 +181,8 @@ def make_parts(config: EngineConfig, kernels: str) -> Parts:
         attention=backend.make("attention", shape=shape, kv_cache=kv_cache),
         drafter=drafter,
         features=features,
+        moves=BlockMoves(kept, num_swap_blocks),
+        num_swap_blocks=num_swap_blocks,
     )
 
 

@@ -39,3 +39,19 @@ def pool_blocks(
     if affordable < 1:
         raise ValueError(f"{key}: must hold one block of {cache.block_size} tokens, {bytes_per_block} bytes")
     return min(affordable, most)
+
+
+def swap_blocks(config: EngineConfig, bytes_per_block: int) -> int:
+    """Blocks that fit into host memory: as asked, or as many as its bytes hold."""
+    preemption = config.preemption
+    if preemption.num_swap_blocks is not None:
+        return preemption.num_swap_blocks
+    if preemption.swap_bytes is None:
+        return 0
+    affordable = preemption.swap_bytes // bytes_per_block
+    if affordable < 1:
+        raise ValueError(
+            f"preemption.swap_bytes={preemption.swap_bytes}: must hold one block of {config.cache.block_size} tokens, "
+            f"{bytes_per_block} bytes"
+        )
+    return affordable

@@ -15,7 +15,7 @@ from minivllm.config import EngineConfig
 from minivllm.models.spec import ModelSpec
 from minivllm.plan import Chunk, SampledTokens, StepPlan, StepResult
 from minivllm.runner.base import MemoryReport
-from minivllm.runner.pool_size import pool_blocks
+from minivllm.runner.pool_size import pool_blocks, swap_blocks
 from minivllm.simulation.base import StepTimeModel
 from minivllm.simulation.sizes import DTYPE_BYTES, ModelSizes
 from minivllm.simulation.work import step_work
@@ -71,6 +71,7 @@ class SimulatedRunner:
             max_model_len=self.max_model_len,
             free_bytes=self._free_bytes if self.hardware.device == "cuda" else None,
         )
+        self.num_swap_blocks = swap_blocks(config, self._block_bytes)
         self._drafter = _synthetic(config)
         self._end_s = 0.0
         # Steps take no time, and are none of the step-time model's business.

@@ -115,10 +115,6 @@ class SchedulingPolicy:
     def on_finish(self, request: RequestView, now_s: float) -> None:
         """A request ended, whatever the reason."""
 
-    def victim(self, candidates: Sequence[RequestView], now_s: float) -> RequestView:
-        """Who is preempted when blocks or seats are short: the least deserving of `candidates`."""
-        return max(candidates, key=lambda request: self.key(request, now_s))
-
 
 AnyRequest = TypeVar("AnyRequest", bound=RequestView)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from minivllm.plan import BlockCopy, Chunk, NewRow, StepPlan, TableUpdate
+from minivllm.plan import BlockCopy, BlockSwap, Chunk, NewRow, StepPlan, TableUpdate
 from minivllm.request import Request
 
 
@@ -20,7 +20,10 @@ class Commit:
 class PlanBuilder:
     """A plan in the making: only `schedule` sees it."""
 
-    __slots__ = ("budget", "chunks", "closed", "copies", "decodes", "kind", "new_rows", "scheduled", "updates")
+    __slots__ = (
+        *("budget", "chunks", "closed", "copies", "decodes", "kind", "new_rows", "scheduled", "updates"),
+        *("preempted", "swapped_in", "swaps_in", "swaps_out"),
+    )
 
     def __init__(self, budget: int) -> None:
         self.budget = budget
@@ -30,6 +33,11 @@ class PlanBuilder:
         self.new_rows: list[NewRow] = []
         self.updates: list[TableUpdate] = []
         self.copies: list[BlockCopy] = []
+        self.swaps_out: list[BlockSwap] = []
+        self.swaps_in: list[BlockSwap] = []
+        self.preempted: set[int] = set()
+        # Whose blocks come back in this step: no copy may read them yet.
+        self.swapped_in: set[int] = set()
         self.scheduled: set[int] = set()
         # No one is admitted any more: seats, blocks or budget refused somebody who came first.
         self.closed = False
@@ -68,5 +76,7 @@ class PlanBuilder:
             decodes=tuple([request.request_id for request in self.decodes]),
             decode_starts=tuple([request.num_computed_tokens for request in self.decodes]),
             others=tuple(self.chunks),
+            swaps_out=tuple(self.swaps_out),
+            swaps_in=tuple(self.swaps_in),
             idle_until_s=idle_until_s,
         )

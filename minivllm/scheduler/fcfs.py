@@ -4,8 +4,10 @@ vLLM's paged cache (arXiv 2309.06180), running requests first, so that decodes n
 
 from __future__ import annotations
 
-from minivllm.scheduler.base import SchedulingPolicy
+from minivllm.scheduler.base import KeyChanges, SchedulingPolicy
 
 
 class FCFS(SchedulingPolicy):
     """The default: serve in order of arrival."""
+
+    key_changes = KeyChanges.NEVER

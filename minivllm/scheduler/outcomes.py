@@ -66,14 +66,16 @@ class Outcomes:
         emitted: list[tuple[int, tuple[int, ...]]] = []
         ended: list[tuple[Request, FinishReason]] = []
         if result.decoded is not None:
-            for request_id, token_id in zip(plan.decodes, result.decoded, strict=True):
-                request = requests.get(request_id)
+            found = [requests.get(request_id) for request_id in plan.decodes]
+            emitted = list(zip(plan.decodes, zip(result.decoded, strict=True), strict=True))
+            if None in found:
+                emitted = [each for each, request in zip(emitted, found, strict=True) if request is not None]
+            for request, token_id in zip(found, result.decoded, strict=True):
                 if request is None:
                     continue
                 # As `append`, for a token that was expected.
                 request.token_ids.append(token_id)
                 request.token_times_s.append(now_s)
-                emitted.append((request_id, (token_id,)))
                 if token_id in request.stop_token_ids:
                     ended.append((request, FinishReason.STOP))
                 elif request.num_tokens >= request.max_total_tokens:

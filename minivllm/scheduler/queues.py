@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from minivllm.blocks.tables import BlockTables
+from minivllm.component import is_count, require
 from minivllm.request import FinishReason, Request, RequestStatus
 from minivllm.scheduler.base import SchedulingPolicy, overrides
 from minivllm.scheduler.drafting import Drafting
 from minivllm.scheduler.predictors.base import LengthPredictor
+from minivllm.scheduler.swapping import Swapping
 from minivllm.scheduler.waiting import WaitingQueue
 
 
@@ -16,6 +18,7 @@ class Queues:
     Args:
         policy: hears of arrivals and ends.
         tables: block tables of running requests.
+        swapping: forgets who ended.
         predictor: of output lengths; None leaves what a request came with.
         drafting: forgets who ended; None where nothing is speculated.
     """
@@ -24,6 +27,7 @@ class Queues:
         self,
         policy: SchedulingPolicy,
         tables: BlockTables,
+        swapping: Swapping,
         predictor: LengthPredictor | None = None,
         drafting: Drafting | None = None,
     ) -> None:
@@ -34,17 +38,17 @@ class Queues:
         self.num_preemptions = 0
         self.num_recomputed_tokens = 0
         self._policy, self._tables, self._predictor, self._drafting = policy, tables, predictor, drafting
+        self._swapping = swapping
         self._hears_arrivals, self._hears_ends = overrides(policy, "on_arrival"), overrides(policy, "on_finish")
         self._finished: list[Request] = []
         # Rows that the runner may drop, told with the next plan.
         self._released: list[int] = []
-        # Requests that were preempted and have not come back: how far each had got.
+        # Requests whose K/V was forgotten, and is not all computed again: how far each had got.
         self._lost: dict[int, int] = {}
 
     def add(self, request: Request) -> None:
         self.requests[request.request_id] = request
-        if self._predictor is not None:
-            request.predicted_output_tokens = self._predictor.predict(request)
+        self._predict(request)
         if self._hears_arrivals:
             self._policy.on_arrival(request, request.arrival_s)
         self.waiting.add(request, request.arrival_s)
@@ -53,7 +57,15 @@ class Queues:
         """Ask again how long the running ones will be, where the predictor learns from what they said."""
         if self._predictor is not None and self._predictor.refines:
             for request in self.running:
-                request.predicted_output_tokens = self._predictor.predict(request)
+                self._predict(request)
+
+    def _predict(self, request: Request) -> None:
+        if self._predictor is None or request.has_known_length:
+            return
+        said = self._predictor.predict(request)
+        name = type(self._predictor).__name__
+        require(is_count(said), f"length_predictor={name}: request {request.request_id}", said, "1 or more tokens")
+        request.predicted_output_tokens = said
 
     def admit(self, request: Request, num_computed_tokens: int, now_s: float) -> None:
         """A waiting request runs; the K/V of its first tokens is there."""
@@ -63,11 +75,15 @@ class Queues:
         request.num_computed_tokens = num_computed_tokens
         if request.first_scheduled_s is None:
             request.first_scheduled_s = now_s
+        if len(request.resumed_at_s) < len(request.preempted_at_s):
+            request.resumed_at_s.append(now_s)
 
-    def preempt(self, request: Request, now_s: float) -> None:
-        """A running request gives its blocks back and waits, its tokens kept."""
+    def preempt(self, request: Request, now_s: float, *, is_swapped: bool) -> None:
+        """A running request gives its blocks back and waits, its tokens kept, and its K/V where it is swapped out."""
         self.leave(request)
-        self.lose(request)
+        if not is_swapped:
+            self.lose(request)
+        request.preempted_at_s.append(now_s)
         request.num_preemptions += 1
         self.num_preemptions += 1
         request.status = RequestStatus.WAITING
@@ -94,6 +110,7 @@ class Queues:
         request.drop_pending_token()
         self._lost.pop(request.request_id, None)
         self._tables.forget(request.request_id)
+        self._swapping.forget(request.request_id)
         if self._drafting is not None:
             self._drafting.forget(request.request_id)
         request.status = RequestStatus.FINISHED
@@ -120,7 +137,8 @@ class Queues:
 
     def lose(self, request: Request) -> None:
         """All of its K/V is gone."""
-        self._lost[request.request_id] = request.num_computed_tokens
+        # Further than this where it was lost before, and is not there again.
+        self._lost[request.request_id] = max(request.num_computed_tokens, self._lost.get(request.request_id, 0))
         request.num_computed_tokens = 0
 
     def computed(self, request: Request, end: int) -> None:
@@ -139,6 +157,7 @@ class Queues:
     def check(self) -> None:
         """Assert every invariant of queues, tables and pool."""
         self._tables.check()
+        self._swapping.check(self.requests)
         self.waiting.check()
         running = {request.request_id for request in self.running}
         waiting = {request.request_id for request in self.waiting}

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 
 from minivllm.config import SchedulerConfig
 from minivllm.request import Request, RequestStatus, RequestView
-from minivllm.scheduler.base import Allotment, SchedulingPolicy, break_rule
+from minivllm.scheduler.base import Allotment, PolicyError, SchedulingPolicy, break_rule
+from minivllm.scheduler.victims.base import VictimPolicy
 
 
 def check_plan(
@@ -58,6 +59,18 @@ def check_order(
         twice = next(request_id for request_id in ids if ids.count(request_id) > 1)
         break_rule(policy, "once a step", f"request {twice} is planned twice")
     return [request for request in found if request is not None]
+
+
+def check_victim(chosen: RequestView, candidates: Sequence[Request], victims: VictimPolicy) -> Request:
+    """The chosen one.
+
+    Raises:
+        PolicyError: it is none of the candidates.
+    """
+    for candidate in candidates:
+        if candidate is chosen:
+            return candidate
+    raise PolicyError(f"victim={type(victims).__name__}: breaks the rule of victims: {chosen!r} is no candidate")
 
 
 def check_wait(until_s: float, policy: SchedulingPolicy, now_s: float) -> float:

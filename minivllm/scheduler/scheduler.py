@@ -5,9 +5,9 @@ A plan may be scheduled while the one before it still runs: `advance` takes what
 There is no prefill phase and no decode phase. A request has `num_tokens` known and `num_computed_tokens` in the cache;
 a step computes some of the difference, and when it reaches the newest token, one more is sampled.
 
-Preemption is by recompute: a victim gives its blocks back and waits, its tokens kept. It cannot livelock: requests are
-served in the policy's order, victims come only from those not yet served in this step, and a request that would not
-fit the whole pool alone is never let in.
+A victim gives its blocks back and waits, its tokens kept; its K/V is forgotten, or waits in host memory. Preemption
+cannot livelock, whoever is chosen: requests are served in the policy's order, victims come only from those not yet
+served in this step, one that is left alone fits the pool, and whoever was let in gets a token before it needs a block.
 
 Where all that run get all they want, their order is of no consequence, and a policy that is nothing but a key is not
 asked for it: a step of 256 decodes is a few passes over a list.
@@ -18,6 +18,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from minivllm.blocks.host_slots import HostSlots
 from minivllm.blocks.tables import BlockTables
 from minivllm.config import SchedulerConfig
 from minivllm.plan import NewRow, StepPlan, StepResult, TableUpdate
@@ -27,8 +28,12 @@ from minivllm.scheduler.builder import Commit, PlanBuilder
 from minivllm.scheduler.drafting import Drafting
 from minivllm.scheduler.outcomes import Outcomes
 from minivllm.scheduler.predictors.base import LengthPredictor
+from minivllm.scheduler.preemptions.recompute import Recompute
 from minivllm.scheduler.queues import Queues
-from minivllm.scheduler.rules import check_order, check_plan, check_wait
+from minivllm.scheduler.rules import check_order, check_plan, check_victim, check_wait
+from minivllm.scheduler.swapping import Swapping
+from minivllm.scheduler.victims.base import VictimPolicy
+from minivllm.scheduler.victims.least_deserving import LeastDeserving
 from minivllm.scheduler.waiting import WaitingQueue
 
 
@@ -37,8 +42,10 @@ class Scheduler:
 
     Args:
         config: budgets.
-        policy: order and victims.
+        policy: order.
         tables: block tables of running requests.
+        victims: chooses who is preempted; the least deserving where None.
+        swapping: knows what becomes of a victim's K/V; it is computed again where None.
         reuse_kv: False forgets all K/V after each token (the baseline without a KV cache).
         drafting: hands out drafts; None where nothing is speculated.
         predictor: of output lengths; None leaves what requests come with.
@@ -50,6 +57,8 @@ class Scheduler:
         policy: SchedulingPolicy,
         tables: BlockTables,
         *,
+        victims: VictimPolicy | None = None,
+        swapping: Swapping | None = None,
         reuse_kv: bool = True,
         drafting: Drafting | None = None,
         predictor: LengthPredictor | None = None,
@@ -57,9 +66,11 @@ class Scheduler:
         self.config = config
         self.policy = policy
         self.tables = tables
+        self.victims = victims or LeastDeserving()
+        self.swapping = swapping or Swapping(Recompute(), HostSlots(0), tables)
         self.reuse_kv = reuse_kv
         self.drafting = drafting
-        self._queues = Queues(policy, tables, predictor, drafting)
+        self._queues = Queues(policy, tables, self.swapping, predictor, drafting)
         self._step = 0
         self._watermark_blocks = math.ceil(config.watermark_fraction * tables.pool.num_blocks)
         self._plans, self._orders = overrides(policy, "plan"), overrides(policy, "order")
@@ -130,6 +141,7 @@ class Scheduler:
                 self.drafting.hand_out(builder, self._queues.requests)
             if builder.is_empty:
                 self._check_progress()
+        self.swapping.settle()
         self._step += 1
         return builder.plan(self._step, self._queues.take_released(), idle_until_s)
 
@@ -220,9 +232,12 @@ class Scheduler:
         for request in self.waiting.first(self.config.max_num_seqs, now_s):
             if builder.closed:
                 return
-            self._admit(request, None, builder, now_s)
+            self._give(request, None, builder, now_s)
 
     def _give(self, request: Request, wanted: int | None, builder: PlanBuilder, now_s: float) -> None:
+        if request.request_id in builder.scheduled:
+            # Let in for one of its siblings.
+            return
         if request.status is RequestStatus.RUNNING:
             self._serve(request, wanted, builder, now_s)
         elif not builder.closed:
@@ -251,7 +266,7 @@ class Scheduler:
         needed = self.tables.blocks_to_grow(request.request_id, end)
         while needed > self.tables.pool.num_available:
             victim = self._victim(builder, now_s)
-            self._queues.preempt(victim, now_s)
+            self._preempt(victim, builder, now_s)
             # Whoever was just put out would be let in again at once.
             builder.closed = True
             if victim is request:
@@ -274,19 +289,22 @@ class Scheduler:
         has begun never waits for memory."""
         if not self._fits_kind(request, builder):
             return
-        if request.has_pending_token:
-            # Preempted a moment ago: a row is made of known tokens only.
+        if request.has_pending_token or request.request_id in builder.preempted:
+            # Preempted a moment ago: a row is made of known tokens only, and K/V that leaves cannot come back yet.
             builder.closed = True
             return
         parent = self.get(request.parent_id) if request.parent_id is not None and self.reuse_kv else None
         if parent is not None and parent.status is RequestStatus.ENDING:
             # It holds nothing any more.
             parent = None
-        if parent is not None and parent.num_computed_tokens < request.num_prompt_tokens:
-            # Its prompt is being computed by the first of the siblings: wait and share.
+        if parent is not None and parent.status is RequestStatus.WAITING:
+            # The prompt that siblings share is computed, or comes back from host memory, with the first of them.
+            return self._admit(parent, wanted, builder, now_s)
+        if parent is not None and self._must_wait(parent, request, builder):
             return
         shared, num_kept = self._shareable(request, parent)
-        num_tokens = self._chunk_size(request.num_tokens - num_kept, wanted, builder)
+        start = max(num_kept, request.num_computed_tokens)
+        num_tokens = self._chunk_size(request.num_tokens - start, wanted, builder)
         if num_tokens == 0:
             builder.closed = True
             return
@@ -298,10 +316,11 @@ class Scheduler:
             if victim is parent or self.policy.key(victim, now_s) <= self.policy.key(request, now_s):
                 builder.closed = True
                 return
-            self._queues.preempt(victim, now_s)
+            self._preempt(victim, builder, now_s)
             # Its blocks may have been among the shared ones, or have become so.
             shared, num_kept = self._shareable(request, parent)
-            num_tokens = self._chunk_size(request.num_tokens - num_kept, wanted, builder)
+            start = max(num_kept, request.num_computed_tokens)
+            num_tokens = self._chunk_size(request.num_tokens - start, wanted, builder)
 
         request_id = request.request_id
         self.tables.open(request_id, shared, request.num_tokens, num_kept)
@@ -311,7 +330,7 @@ class Scheduler:
         if request.first_scheduled_s is None:
             # What the cache gave; blocks of a sibling are no hit.
             request.num_cached_tokens = num_kept if parent is None else 0
-        self._queues.admit(request, num_kept, now_s)
+        self._queues.admit(request, start, now_s)
         builder.new_rows.append(
             NewRow(
                 request_id=request_id,
@@ -323,7 +342,12 @@ class Scheduler:
         )
         table = tuple(self.tables.table(request_id))
         builder.updates.append(TableUpdate(request_id=request_id, first=0, block_ids=table))
+        self.swapping.swap_in(request, len(shared), builder)
         builder.add_chunk(request, num_tokens)
+
+    def _must_wait(self, parent: Request, request: Request, builder: PlanBuilder) -> bool:
+        """Whether the prompt that siblings share is on its way still: from host memory, or being computed."""
+        return parent.request_id in builder.swapped_in or parent.num_computed_tokens < request.num_prompt_tokens
 
     def _shareable(self, request: Request, parent: Request | None) -> tuple[list[int], int]:
         """Blocks that a waiting request can take over, and how many of their positions it keeps as they are."""
@@ -344,11 +368,11 @@ class Scheduler:
 
     def _victim(self, builder: PlanBuilder, now_s: float) -> Request:
         candidates = [r for r in self.running if r.request_id not in builder.scheduled]
-        chosen = self.policy.victim(candidates, now_s)
-        victim = self.get(chosen.request_id)
-        if victim is None or victim not in candidates:
-            break_rule(self.policy, "victims", f"request {chosen.request_id} is no candidate")
-        return victim
+        return check_victim(self.victims.choose(candidates, self.policy, now_s), candidates, self.victims)
+
+    def _preempt(self, request: Request, builder: PlanBuilder, now_s: float) -> None:
+        self._queues.preempt(request, now_s, is_swapped=self.swapping.swap_out(request, builder))
+        builder.preempted.add(request.request_id)
 
     # Advance and commit
 

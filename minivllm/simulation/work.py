@@ -17,14 +17,13 @@ def step_work(plan: StepPlan, drafted: Mapping[int, int] | None = None) -> StepW
         drafted: request id to the drafts that were verified behind its chunk, where a drafter may have found fewer
             than the plan allows; as many as that where None.
     """
-    decodes = len(plan.decodes)
-    decode_context = sum(plan.decode_starts) + decodes
+    # Each sees its own token too.
+    decodes, decode_context = len(plan.decodes), sum(plan.decode_starts) + len(plan.decodes)
     prefill_tokens = prefills = sampled = prefill_context = pairs = 0
-    for chunk in plan.others:
-        start = chunk.start
-        num_drafts = chunk.num_draft_tokens if drafted is None else drafted.get(chunk.request_id, 0)
-        count = chunk.num_tokens + num_drafts
-        if count == 1 and start and chunk.samples:
+    for request_id, start, num_tokens, samples, num_draft_tokens in plan.others:
+        num_drafts = num_draft_tokens if drafted is None else drafted.get(request_id, 0)
+        count = num_tokens + num_drafts
+        if count == 1 and start and samples:
             decodes += 1
             decode_context += start + 1
             continue
@@ -33,7 +32,7 @@ def step_work(plan: StepPlan, drafted: Mapping[int, int] | None = None) -> StepW
         prefill_context += start + count
         # A token at start sees those before it and itself, and each one behind it one more.
         pairs += count * start + count * (count + 1) // 2
-        if chunk.samples:
+        if samples:
             sampled += 1 + num_drafts
     return StepWork(
         num_prefill_tokens=prefill_tokens,
@@ -43,4 +42,5 @@ def step_work(plan: StepPlan, drafted: Mapping[int, int] | None = None) -> StepW
         num_prefill_context_tokens=prefill_context,
         num_decode_context_tokens=decode_context,
         num_prefill_pairs=pairs,
+        num_swapped_blocks=plan.num_swapped_blocks,
     )

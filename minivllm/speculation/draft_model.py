@@ -86,8 +86,8 @@ class DraftModel(ChainDrafter):
     def update(self, plan: StepPlan, rows: Rows) -> None:
         self._cache.update(plan)
 
-    def copy_blocks(self, sources: Tensor, targets: Tensor) -> None:
-        self._cache.copy_blocks(sources, targets)
+    def block_tensors(self) -> Sequence[Tensor]:
+        return self._cache.block_tensors()
 
     def extend(self, request_id: int, num_tokens: int, token_ids: Sequence[int]) -> None:
         self._cache.accepted(request_id, num_tokens - 1)

@@ -86,8 +86,8 @@ class Eagle(ChainDrafter):
     def update(self, plan: StepPlan, rows: Rows) -> None:
         self._cache.update(plan)
 
-    def copy_blocks(self, sources: Tensor, targets: Tensor) -> None:
-        self._cache.copy_blocks(sources, targets)
+    def block_tensors(self) -> Sequence[Tensor]:
+        return self._cache.block_tensors()
 
     def end(self, request_id: int) -> None:
         self._cache.end(request_id)

@@ -112,8 +112,9 @@ class ModelDrafter(Drafter, ABC):
     def update(self, plan: StepPlan, rows: Rows) -> None:
         """The rows and block tables were brought up to this plan."""
 
-    def copy_blocks(self, sources: Tensor, targets: Tensor) -> None:
-        """Copy what it keeps of whole blocks, [n] int64 each."""
+    def block_tensors(self) -> Sequence[Tensor]:
+        """All that it keeps of blocks, [num_blocks, ...] each, as views: whoever copies a block copies their rows."""
+        return ()
 
     @abstractmethod
     def propose(self, requests: Sequence[DraftRequest], host: DraftHost) -> Drafts:

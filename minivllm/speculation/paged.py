@@ -91,8 +91,9 @@ class DraftCache:
                 self._progress[update.request_id] = _Progress(num_read, num_read, num_read // self.block_size)
             self._is_read[list(update.block_ids[num_shared:])] = False
 
-    def copy_blocks(self, sources: Tensor, targets: Tensor) -> None:
-        self.kv_cache.index_copy_(1, targets, self.kv_cache.index_select(1, sources))
+    def block_tensors(self) -> Sequence[Tensor]:
+        """K/V, and on the host whether they were read whole; see `ModelDrafter`."""
+        return (self.kv_cache.transpose(0, 1), torch.from_numpy(self._is_read))
 
     def end(self, request_id: int) -> None:
         self._progress.pop(request_id, None)

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
@@ -93,11 +93,28 @@ def test_holm_is_the_hand_computed_one() -> None:
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=20))
-# statsmodels collects garbage at each call: a tenth of a second.
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=30, deadline=None)
 def test_holm_lowers_no_p_value_and_keeps_their_order(p: list[float]) -> None:
     values = np.array(p)
     adjusted = holm(values)
     assert (adjusted >= values - 1e-12).all() and (adjusted <= 1).all()
     assert (np.diff(adjusted[np.argsort(values, kind="stable")]) >= 0).all()
     assert adjusted.min() == pytest.approx(min(1, values.min() * len(values)))
+
+
+@given(st.lists(st.floats(-1e3, 1e3), min_size=2, max_size=12), st.floats(0.5, 0.999))
+@settings(max_examples=30, deadline=None)
+def test_the_t_interval_is_scipys(values: list[float], confidence: float) -> None:
+    assume(np.std(values) > 1e-6)
+    made, tested = estimate(np.array(values), confidence=confidence), stats.ttest_1samp(values, 0.0)
+    assert (made.low, made.high) == pytest.approx(tuple(tested.confidence_interval(confidence)), rel=1e-9, abs=1e-9)
+    assert made.p == pytest.approx(tested.pvalue, rel=1e-9, abs=1e-300)
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=8))
+# statsmodels collects garbage at each call: a tenth of a second.
+@settings(max_examples=8, deadline=None)
+def test_holm_is_statsmodels(p: list[float]) -> None:
+    from statsmodels.stats.multitest import multipletests
+
+    assert holm(np.array(p)) == pytest.approx(multipletests(p, method="holm")[1])

@@ -59,6 +59,8 @@ def components_folder() -> Path:
 def what_must_not_move() -> Callable[[pd.DataFrame], pd.DataFrame]:
     """Leaves the columns that depend on neither the clock nor the machine's load, rows in a fixed order."""
     moving = ("_s", "_tps", "_rps", "_at", "load_average", "load_average_end", "process_bytes", "host_fraction")
+    # Who waits, and is served beside whom, depends on when each comes.
+    moving += ("num_waiting_mean", "service_gap_max_tokens", "jain_fairness_fraction", "fluidity_mean_fraction")
 
     def keep(frame: pd.DataFrame) -> pd.DataFrame:
         kept = frame[[c for c in frame.columns if c.startswith("cfg.") or not c.endswith(moving)]]

@@ -19,12 +19,19 @@ MEMBERS = [(group, member) for group, members in groups().items() for member in 
 _FEWER = {name: ["workload.concurrency=4"] for name in ("speculation", "speculation_cost")}
 
 
+_MANDATORY = {
+    ("model", "hf"): ["model.path=somewhere"],
+    ("step_time", "fitted"): ["step_time.folder=somewhere"],
+    ("step_time", "replay"): ["step_time.folder=somewhere"],
+    ("arrivals", "trace"): ["arrivals.path=somewhere"],
+    ("lengths", "separate"): ["lengths.prompt={_target_:a.B}", "lengths.output={_target_:a.B}"],
+}
+
+
 def _needed(group: str, member: str) -> list[str]:
     """What a member cannot do without."""
-    needed = ["execution=simulated"] if group in SIMULATION_GROUPS else []
-    if (group, member) in (("step_time", "fitted"), ("step_time", "replay")):
-        needed.append("step_time.folder=somewhere")
-    return ["model.path=somewhere"] if (group, member) == ("model", "hf") else needed
+    simulated = ["execution=simulated"] if group in SIMULATION_GROUPS else []
+    return [*simulated, *_MANDATORY.get((group, member), [])]
 
 
 @pytest.mark.parametrize(("group", "member"), MEMBERS, ids=[f"{g}-{m}" for g, m in MEMBERS])

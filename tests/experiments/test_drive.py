@@ -123,7 +123,7 @@ def test_two_turns_that_follow_the_same_one_both_come() -> None:
     first, second = _make_chat(1.0)
     third = dataclasses.replace(second, think_s=0.5, prompt_token_ids=(4,))
     driven, heard = _drive(make_engine(), [first, second, third, *_make_items(1)], concurrency=1)
-    assert [r.token_ids[4:5] for r in heard.requests] == [[], [4], [1], []]
+    assert [r.token_ids[4:5] for r in heard.requests] == [[], [4], [1], [7]]
     assert _rows(heard)[3]["arrival_s"] == pytest.approx(max(r["finish_s"] for r in _rows(heard)[:3]))
     assert driven.num_offered == 4
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import inspect
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -14,16 +16,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from experiments.compose import groups
-from experiments.metrics import acceptance, step_summary
+from experiments.metrics import acceptance
 from experiments.observe import SeenRunner
 from experiments.plan import plan_sweep
 from experiments.points import ASSETS, RunSettings, freeze
 from experiments.quality.settings import wants_quality
+from experiments.step_stream import StepStream
 from experiments.tables import BY_POSITION
 from experiments.tracking.wandb import _scalars
-from minivllm.plan import Chunk, SampledTokens, StepPlan, StepResult
+from minivllm.plan import Chunk, SampledTokens, StepPlan, StepReport, StepResult
 from minivllm.request import Speculated
 from minivllm.runner.base import Done
+from minivllm.simulation.base import StepWork
 
 Cli = Callable[..., int]
 COUNTS = ("num_verifications", "num_draft_tokens", "num_accepted_tokens")
@@ -68,13 +72,23 @@ def test_counts_by_position_add_up_to_the_others(drawn: list[tuple[int, int]]) -
 
 
 def test_time_shares_are_of_all_steps_and_null_without_speculation() -> None:
-    base = {"duration_s": 0.5, "schedule_s": 0.1, "run_s": 0.3, "commit_s": 0.1, "num_evictions": 0}
-    base |= {"num_preemptions": 0, "num_compilations": 0}
-    steps = [base | {"num_draft_tokens": 0}, base | {"num_draft_tokens": 4, "draft_s": 0.05, "verify_s": 0.2}]
-    found = step_summary(steps, num_blocks=1)
-    assert found["draft_time_fraction"] == pytest.approx(0.05)
-    assert found["verify_time_fraction"] == pytest.approx(0.2)
-    assert not {"draft_time_fraction", "verify_time_fraction"} & step_summary([base], num_blocks=1).keys()
+    def shares(speculates: bool) -> dict[str, Any]:
+        stream = StepStream(None, origin_s=0.0, num_blocks=1, block_size=4, speculates=speculates)
+        plain = StepReport(step=0, **_TIMES, **dict.fromkeys(_COUNTED, 0))
+        drafting = dataclasses.replace(plain, num_draft_tokens=4, draft_s=0.05, verify_s=0.2)
+        for report in (plain, drafting if speculates else plain):
+            stream.add(report, StepWork())
+        return {name: value for name, value in stream.run_columns().items() if name.endswith("_time_fraction")}
+
+    assert shares(True) == {"draft_time_fraction": pytest.approx(0.05), "verify_time_fraction": pytest.approx(0.2)}
+    assert shares(False) == {}
+
+
+_TIMES = {"start_s": 0.0, "duration_s": 0.5, "schedule_s": 0.1, "run_s": 0.3, "commit_s": 0.1}
+_COUNTED = (
+    *("num_prefill_tokens", "num_decode_tokens", "num_running", "num_waiting", "kv_blocks_used", "kv_blocks_cached"),
+    *("kv_slots_unused", "num_evictions", "num_preemptions", "num_recomputed_tokens"),
+)
 
 
 def test_off_is_no_drafter_and_paths_of_drafters_are_found_wherever_the_package_lies() -> None:

@@ -7,9 +7,10 @@ the whole history, so a lost or doubled token changes everything after it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from hashlib import blake2b
+from typing import Any
 
 from minivllm.clock import Clock
 from minivllm.config import (
@@ -18,6 +19,7 @@ from minivllm.config import (
     EngineConfig,
     ExecutionConfig,
     ModelConfig,
+    PreemptionConfig,
     SchedulerConfig,
     SpeculationConfig,
 )
@@ -57,16 +59,20 @@ class SymbolicRunner:
     vocab_size = VOCAB_SIZE
     eos_token_ids = frozenset({EOS})
 
-    def __init__(self, num_blocks: int, block_size: int, max_model_len: int = 64) -> None:
+    def __init__(self, num_blocks: int, block_size: int, max_model_len: int = 64, num_swap_blocks: int = 0) -> None:
         self.num_blocks = num_blocks
+        self.num_swap_blocks = num_swap_blocks
         self.block_size = block_size
         self.max_model_len = max_model_len
         self.slots: list[bytes | None] = [None] * (num_blocks * block_size)
+        # What lies in host memory: a block's slots each.
+        self.host: dict[int, list[bytes | None]] = {}
         self.rows: dict[int, list[int]] = {}
         self.tables: dict[int, list[int]] = {}
         self.seeds: dict[int, int] = {}
         self.num_computed_tokens = 0
         self.num_copies = 0
+        self.num_swaps_out = self.num_swaps_in = 0
 
     def launch(self, plan: StepPlan) -> Done:
         """The row keeps the token at once, as a device does; the host gets it when it waits."""
@@ -104,13 +110,28 @@ class SymbolicRunner:
             table = self.tables[update.request_id]
             assert update.first <= len(table)
             table[update.first : update.first + len(update.block_ids)] = update.block_ids
-        assert not {c.source for c in plan.copies} & {c.target for c in plan.copies}
-        for copy in plan.copies:
-            size = self.block_size
-            self.slots[copy.target * size : (copy.target + 1) * size] = self.slots[
-                copy.source * size : (copy.source + 1) * size
-            ]
+        self._move(plan)
+
+    def _move(self, plan: StepPlan) -> None:
+        written, read = {swap.slot for swap in plan.swaps_out}, {swap.slot for swap in plan.swaps_in}
+        assert len(written) == len(plan.swaps_out) and len(read) == len(plan.swaps_in) and not written & read
+        assert all(0 <= slot < self.num_swap_blocks for slot in written | read)
+        fresh = [*(copy.target for copy in plan.copies), *(swap.block_id for swap in plan.swaps_in)]
+        assert len(set(fresh)) == len(fresh), "a block is given out twice"
+        for swap in plan.swaps_out:
+            self.num_swaps_out += 1
+            self.host[swap.slot] = self.slots[self._slots_of(swap.block_id)]
+        copied = [self.slots[self._slots_of(copy.source)] for copy in plan.copies]
+        for copy, held in zip(plan.copies, copied, strict=True):
+            self.slots[self._slots_of(copy.target)] = held
             self.num_copies += 1
+        for swap in plan.swaps_in:
+            # Once: a slot that is read again was written again.
+            self.slots[self._slots_of(swap.block_id)] = self.host.pop(swap.slot)
+            self.num_swaps_in += 1
+
+    def _slots_of(self, block_id: int) -> slice:
+        return slice(block_id * self.block_size, (block_id + 1) * self.block_size)
 
     def _slot(self, request_id: int, position: int) -> int:
         return self.tables[request_id][position // self.block_size] * self.block_size + position % self.block_size
@@ -146,6 +167,9 @@ def make_engine(
     num_blocks: int,
     block_size: int,
     policy: str = "fcfs.FCFS",
+    policy_kwargs: Mapping[str, Any] | None = None,
+    predictor: str = "oracle.Oracle",
+    predictor_kwargs: Mapping[str, Any] | None = None,
     eviction: str = "lru.LRU",
     prefix_caching: bool = True,
     reuse_kv: bool = True,
@@ -155,6 +179,8 @@ def make_engine(
     watermark_fraction: float = 0.0,
     max_model_len: int = 64,
     overlap: bool = False,
+    victim: str = "least_deserving.LeastDeserving",
+    preemption: PreemptionConfig | None = None,
     speculation: SpeculationConfig | None = None,
     make_runner: Callable[[EngineConfig, int, int], Runner] | None = None,
     clock: Clock | None = None,
@@ -163,7 +189,9 @@ def make_engine(
     config = EngineConfig(
         model=ModelConfig(path="symbolic"),
         scheduler=SchedulerConfig(
-            policy=Component(target=f"minivllm.scheduler.{policy}"),
+            policy=Component(target=f"minivllm.scheduler.{policy}", kwargs=policy_kwargs or {}),
+            predictor=Component(target=f"minivllm.scheduler.predictors.{predictor}", kwargs=predictor_kwargs or {}),
+            victim=Component(target=f"minivllm.scheduler.victims.{victim}"),
             max_num_seqs=max_num_seqs,
             max_num_batched_tokens=max_num_batched_tokens,
             chunked_prefill=chunked_prefill,
@@ -178,7 +206,9 @@ def make_engine(
         ),
         execution=ExecutionConfig(overlap=overlap),
         speculation=speculation or SpeculationConfig(),
+        preemption=preemption or PreemptionConfig(),
     )
     if make_runner is not None:
         return Engine(config, make_runner(config, num_blocks, max_model_len), clock)
-    return Engine(config, SymbolicRunner(num_blocks, block_size, max_model_len), clock)
+    num_swap_blocks = config.preemption.num_swap_blocks or 0
+    return Engine(config, SymbolicRunner(num_blocks, block_size, max_model_len, num_swap_blocks), clock)

@@ -16,6 +16,7 @@ from symbolic import VOCAB_SIZE, SymbolicRunner, history_hash, next_token
 
 from minivllm.config import EngineConfig
 from minivllm.plan import Chunk, SampledTokens, StepPlan, StepResult
+from minivllm.runner.block_moves import BlockMoves
 from minivllm.runner.rows import Rows
 from minivllm.speculation.base import DraftRequest
 from minivllm.speculation.paged import DraftCache
@@ -69,7 +70,7 @@ class DraftingRunner(SymbolicRunner):
         tree: DraftTree | None = None,
     ) -> None:
         size = config.cache.block_size
-        super().__init__(num_blocks, size, max_model_len)
+        super().__init__(num_blocks, size, max_model_len, config.preemption.num_swap_blocks or 0)
         self._percent_right = percent_right
         self._percent_short = percent_short
         self._tree = tree
@@ -77,6 +78,9 @@ class DraftingRunner(SymbolicRunner):
         self._most_tokens = config.scheduler.max_num_batched_tokens
         self.cache = make_draft_cache(config, num_blocks, max_model_len)
         self.draft_slots: list[bytes | None] = [None] * (num_blocks * size)
+        self.draft_host: dict[int, list[bytes | None]] = {}
+        # What the cache knows of blocks moves with them.
+        self._moves = BlockMoves(self.cache.block_tensors(), self.num_swap_blocks)
         self._num_steps = 0
         self.num_read_by_drafter = 0
         # Of each request, all verifications: drafts, those on the longest path, accepted ones.
@@ -84,11 +88,14 @@ class DraftingRunner(SymbolicRunner):
 
     def _apply(self, plan: StepPlan) -> None:
         super()._apply(plan)
-        size = self.block_size
-        for copy in plan.copies:
-            self.draft_slots[copy.target * size : (copy.target + 1) * size] = self.draft_slots[
-                copy.source * size : (copy.source + 1) * size
-            ]
+        for swap in plan.swaps_out:
+            self.draft_host[swap.slot] = self.draft_slots[self._slots_of(swap.block_id)]
+        copied = [self.draft_slots[self._slots_of(copy.source)] for copy in plan.copies]
+        for copy, held in zip(plan.copies, copied, strict=True):
+            self.draft_slots[self._slots_of(copy.target)] = held
+        for swap in plan.swaps_in:
+            self.draft_slots[self._slots_of(swap.block_id)] = self.draft_host.pop(swap.slot)
+        self._moves.apply(plan)
         self._numbers.release(plan)
         for new in plan.new_rows:
             self._numbers.add(new)

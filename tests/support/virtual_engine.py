@@ -21,10 +21,10 @@ class TimedRunner:
 
     def __init__(self, clock: VirtualClock, step_s: Callable[[StepPlan], float], num_blocks: int, longest: int) -> None:
         self._clock, self._step_s = clock, step_s
-        self.num_blocks, self.max_model_len = num_blocks, longest
+        self.num_blocks, self.num_swap_blocks, self.max_model_len = num_blocks, 0, longest
 
     def launch(self, plan: StepPlan) -> Done:
-        self._clock.advance(self._step_s(plan))
+        self._clock.advance(0.0 if plan.is_empty else self._step_s(plan))
         ids = [chunk.request_id for chunk in plan.chunks if chunk.samples]
         return Done(result=StepResult(samples=tuple(SampledTokens(request_id=i, token_ids=(7,)) for i in ids)))
 

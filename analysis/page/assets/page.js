@@ -9,7 +9,7 @@ function plots() {
     const spec = JSON.parse(figure.querySelector("script").textContent);
     const body = document.createElement("div");
     figure.insertBefore(body, figure.querySelector("figcaption"));
-    redraws.push({pareto, time: timelines, panels}[spec.kind](body, spec, tip));
+    redraws.push({pareto, time: timelines, lanes, panels}[spec.kind](body, spec, tip));
   }
   let waiting = 0, before = innerWidth;
   const all = () => redraws.forEach(draw => draw());

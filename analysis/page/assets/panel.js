@@ -1,5 +1,6 @@
 // One plot: axes, series (lines, steps, areas, marks with whiskers), labels that give way to each other, and a pointer
-// that says what lies under it. A series: {name, look, x, y, xlo, xhi, ylo, yhi, step, area, line, mark, label}.
+// that says what lies under it. With `names`, each line ends in its name, to the right of the plot. Margins `left` and
+// `right` are as wide as it takes, unless told. A series: {name, look, x, y, xlo, xhi, ylo, yhi, step, area, line, mark, label}.
 "use strict";
 
 function panel(holder, spec, hidden, tip) {
@@ -14,7 +15,8 @@ function panel(holder, spec, hidden, tip) {
   const measure = make("g", {class: "tick"}, svg);
   const widest = Math.max(...y.ticks.map(t => make("text", {}, measure, y.text(t)).getComputedTextLength()), 8);
   measure.remove();
-  const left = Math.ceil(widest) + 26, right = width - 12;
+  const left = spec.left ?? Math.ceil(widest) + 26;
+  const right = width - (spec.right ?? 12 + (spec.names ? endRoom(svg, shown, width) : 0));
   const x = scale(spec.x, pick(["x", "xlo", "xhi"]), left, right);
   axes(svg, spec, x, y, left, right, top, bottom);
   const plot = make("g", {}, svg), taken = [];
@@ -29,6 +31,7 @@ function panel(holder, spec, hidden, tip) {
     });
   }
   labels(svg, shown, x, y, {left, right, top, bottom}, taken);
+  if (spec.names) ends(svg, shown, x, y, {right, top, bottom, width});
   pointer(svg, spec, shown, x, y, tip, width);
   return svg;
 }
@@ -118,6 +121,34 @@ function labels(svg, shown, x, y, box, taken) {
       const near = found.spot[0] > px ? found.spot[0] : found.spot[2] < px ? found.spot[2] : found.cx;
       make("line", {x1: px, y1: py, x2: near, y2: found.cy, class: "leader"}, svg);
     }
+  }
+}
+
+// Names of lines take a third of the width at most.
+function endRoom(svg, shown, width) {
+  const measure = make("g", {}, svg);
+  const widest = Math.max(0, ...shown.map(s => make("text", {class: "label"}, measure, s.name).getComputedTextLength()));
+  measure.remove();
+  return Math.min(Math.ceil(widest) + 14, width / 3);
+}
+
+// Each name as near to the end of its line as the others let it be, in the order of the ends.
+function ends(svg, shown, x, y, {right, top, bottom, width}) {
+  const found = [];
+  for (const s of shown) {
+    const i = s.x.findLastIndex((v, i) => v !== null && s.y[i] !== null);
+    if (i >= 0) found.push({s, px: x.at(s.x[i]), py: Math.max(top, Math.min(bottom, y.at(s.y[i])))});
+  }
+  found.sort((a, b) => a.py - b.py);
+  const gap = Math.min(13, (bottom - top + 10) / Math.max(1, found.length - 1));
+  found.forEach((one, i) => { one.at = i ? Math.max(one.py, found[i - 1].at + gap) : one.py; });
+  for (let i = found.length - 1, most = bottom + 5; i >= 0; i--, most = found[i + 1].at - gap)
+    found[i].at = Math.min(found[i].at, most);
+  for (const {s, px, py, at} of found) {
+    const ink = `--ink:${colour(s.look)}`;
+    make("path", {d: `M${(px + 5).toFixed(1)},${py.toFixed(1)}L${right + 2},${py.toFixed(1)}L${right + 10},${at.toFixed(1)}`,
+      class: "leader", fill: "none"}, svg);
+    fitted(svg, {x: right + 12, y: at + 3.5, class: "label", style: ink}, s.name, width - right - 12);
   }
 }
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import hypothesis.strategies as st
 import pytest
-import torch
 from draft_targets import save_noisy_copy
 from hypothesis import given, settings
 from symbolic_drafts import make_draft_cache
@@ -16,7 +16,8 @@ from tiny import save_tiny_llama
 from minivllm import LLM, SamplingParams
 from minivllm.config import CacheConfig, EngineConfig, ModelConfig, SpeculationConfig
 from minivllm.models.llama import Decoder
-from minivllm.plan import Chunk, NewRow, StepPlan, TableUpdate
+from minivllm.plan import BlockCopy, BlockSwap, Chunk, NewRow, StepPlan, TableUpdate
+from minivllm.runner.block_moves import BlockMoves
 from minivllm.runner.rows import Rows
 from minivllm.speculation.base import DraftRequest
 from minivllm.speculation.paged import DraftCache
@@ -127,11 +128,28 @@ def test_blocks_that_accepted_drafts_filled_are_shared_too() -> None:
     assert books.cache.num_read(1) == 8
 
 
-def test_copies_take_the_drafters_part_along() -> None:
-    cache = Books().cache
-    cache.kv_cache[:, 3] = 7
-    cache.copy_blocks(torch.tensor([3]), torch.tensor([10]))
+def test_blocks_that_move_take_the_drafters_part_along() -> None:
+    """Copies, and a way through host memory, with what is known of the block: it was read whole."""
+    books = Books()
+    cache, moves = books.cache, BlockMoves(books.cache.block_tensors(), num_slots=2)
+    books.start(0, (2, 3))
+    books.read(0, 5)
+    cache.kv_cache[:, 2], cache.kv_cache[:, 3] = 7, 8
+    moves.apply(_moving(copies=(BlockCopy(source=2, target=10),)))
     assert (cache.kv_cache[:, 10] == 7).all() and (cache.kv_cache[:, 11] == 0).all()
+    swaps = (BlockSwap(block_id=2, slot=0), BlockSwap(block_id=3, slot=1))
+    moves.apply(_moving(swaps_out=swaps))
+    # Others get the blocks, and the request comes back to two others.
+    books.start(1, (2, 3))
+    cache.kv_cache[:, 2:4] = 0
+    moves.apply(_moving(swaps_in=(BlockSwap(block_id=20, slot=0), BlockSwap(block_id=21, slot=1))))
+    assert (cache.kv_cache[:, 20] == 7).all() and (cache.kv_cache[:, 21] == 8).all()
+    books.start(2, (20, 21), start=5)
+    assert cache.num_read(2) == 4 and cache.num_read(1) == 0
+
+
+def _moving(**moves: Any) -> StepPlan:
+    return StepPlan(**{"step": 0, "released": (), "new_rows": (), "table_updates": (), "copies": (), **moves})
 
 
 @settings(max_examples=150, deadline=None, derandomize=True)

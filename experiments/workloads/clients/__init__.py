@@ -1,0 +1,1 @@
+"""Who sends the requests, and how urgent they are."""
