@@ -25,7 +25,7 @@ def capacity(sweep: Sweep) -> pd.DataFrame:
         sweep: from `analysis.load`.
 
     Returns:
-        One row a point of the knobs that varied, highest capacity first: `sweep label`, `capacity_rps`, the highest
+        One row a point that was searched, highest capacity first: `sweep label`, `capacity_rps`, the highest
         rate that met the SLO (null where none did), its `attainment`, `over_rps`, the lowest tried rate above it (null
         where none was), and `num_tried` rates; then the knobs. Empty where no folder has `capacity/capacity.parquet`.
         A file that lacks the columns is an error.
@@ -41,29 +41,33 @@ def capacity(sweep: Sweep) -> pd.DataFrame:
     if not parts:
         return pd.DataFrame({name: pd.Series(dtype="object") for name in COLUMNS})
     tried = pd.concat(parts, ignore_index=True)
-    knobs = [c for c in tried if c.startswith("cfg.")]
-    keys = ["sweep", *knobs]
-    texts = tried[keys].map(format_value)
+    # The rate is a knob too, which the search turned.
+    rates = numbers(tried[_RATE])
+    knobs = [c for c in tried if c.startswith("cfg.") and not numbers(tried[c]).equals(rates)]
+    texts = tried[knobs].map(format_value)
     telling = [c for c in knobs if texts[c].nunique() > 1]
     names = short_names(telling)
+    tried["_label"] = (
+        tried["label"]
+        if "label" in tried
+        else [", ".join(f"{names[c]}={row[c]}" for c in telling) for _, row in texts.iterrows()]
+    )
     rows: list[dict[str, Any]] = []
-    for _, group in tried.groupby([texts[key] for key in keys], sort=False):
+    for (name, label), group in tried.groupby(["sweep", "_label"], sort=False):
         best = group[group[_IS].eq(True)].sort_values(_RATE)
         rate = float(best[_RATE].iloc[-1]) if len(best) else math.nan
-        rates = numbers(group[_RATE])
+        own = rates[group.index]
         # Without a capacity every rate was too high.
-        over = rates[rates > rate] if len(best) else rates
-        first = group.iloc[0]
-        label = ", ".join(f"{names[c]}={format_value(first[c])}" for c in telling)
+        over = own[own > rate] if len(best) else own
         rows.append(
             {
-                "sweep": first["sweep"],
-                "label": label or str(first["sweep"]),
+                "sweep": name,
+                "label": ", ".join(str(label).split()).replace(",,", ",") or name,
                 "capacity_rps": rate,
                 "attainment": float(best[_MET].iloc[-1]) if len(best) else math.nan,
                 "over_rps": float(over.min()) if len(over) else math.nan,
-                "num_tried": int(rates.nunique()),
-                **{c: first[c] for c in telling},
+                "num_tried": int(own.nunique()),
+                **{c: group.iloc[0][c] for c in telling},
             }
         )
     return pd.DataFrame(rows).sort_values("capacity_rps", ascending=False, ignore_index=True, kind="stable")

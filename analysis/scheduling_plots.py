@@ -273,7 +273,7 @@ def _capacities(capacities: pd.DataFrame, looks: dict[str, int]) -> list[Spec]:
     known = capacities.dropna(subset=["capacity_rps"])[: 2 * MAX_POLICIES] if len(capacities) else capacities
     if len(known) < 2:
         return []
-    names = [label.removeprefix("scheduler=") for label in known["label"]]
+    names = [str(label).removeprefix("scheduler=") for label in known["label"]]
     columns = known[["capacity_rps", "over_rps"]].to_numpy(dtype=float)
     rows = [
         (name, _look_of(name, looks), rate, rate, over if math.isfinite(over) else rate)

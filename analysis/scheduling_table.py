@@ -12,7 +12,7 @@ import pandas as pd
 from analysis.metrics import Metric
 from analysis.precision_table import STAR, Cell, Column
 from analysis.scheduling_fidelity import COMPARED
-from analysis.scheduling_metrics import SCHEDULING_METRICS
+from analysis.scheduling_metrics import FAIRNESS_METRICS, LATENCY_METRICS, LOAD_METRICS
 from analysis.scheduling_winners import JUDGED
 from analysis.schedulings import at_chosen, load_text
 from analysis.words import many, ratio_text
@@ -23,7 +23,12 @@ OFF = "≠"
 # More is read by nobody; the functions of `analysis` have all.
 MAX_TABLES = 6
 MAX_ROWS = 24
-_MAX_NAMED = 3
+_MAX_NAMED = 2
+# A table of all figures is wider than a page.
+_GROUPS = {
+    "All policies, latency": [metric for pair in LATENCY_METRICS for metric in pair],
+    "All policies, throughput and fairness": [*LOAD_METRICS, *FAIRNESS_METRICS],
+}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -59,9 +64,11 @@ def winner_tables(frame: pd.DataFrame, found: pd.DataFrame) -> list[SchedulingTa
             if len(own):
                 cells = [_winner(_at(own, load), metric) for load in loads]
                 columns.append(Column(title=metric.title, unit=metric.unit, cells=tuple(cells), rank=rank))
-        labels = tuple(load_text(frame, load) or "all" for load in loads)
+        labels = tuple("all" if math.isnan(load) else f"{load:g}" for load in loads)
         title = f"Who wins: {setting}" if setting else "Who wins"
-        made.append(SchedulingTable(title=title, what="load", labels=labels, columns=tuple(columns)))
+        made.append(
+            SchedulingTable(title=title, what=frame.attrs["load_name"] or "load", labels=labels, columns=tuple(columns))
+        )
     return made[:MAX_TABLES]
 
 
@@ -82,13 +89,13 @@ def _winner(row: pd.Series | None, metric: Metric) -> Cell:
     if row["is_told"] is None:
         return Cell(text=row["best"], small=(figure, "too few repeats"))
     if len(alike) + 1 == row["num_policies"]:
-        return Cell(text="no difference", small=("between any; seen best", f"{row['best']} {figure}"))
-    more = f" +{len(alike) - _MAX_NAMED}" if len(alike) > _MAX_NAMED else ""
-    return Cell(text=row["best"], small=(figure, f"or {', '.join(alike[:_MAX_NAMED])}{more}"))
+        return Cell(text="no difference", small=(f"seen best: {row['best']}", figure))
+    more = (f"+{len(alike) - _MAX_NAMED} more",) if len(alike) > _MAX_NAMED else ()
+    return Cell(text=row["best"], small=(figure, f"or {', '.join(alike[:_MAX_NAMED])}", *more))
 
 
 def figure_tables(frame: pd.DataFrame, found: pd.DataFrame) -> list[SchedulingTable]:
-    """Of each setting every policy under its chosen load, all metrics; the best that was told from all is starred."""
+    """Of each setting every policy under its chosen load; the best that was told from all others is starred."""
     made = []
     for setting, load, rows in at_chosen(frame):
         if len(rows) < 2:
@@ -97,23 +104,24 @@ def figure_tables(frame: pd.DataFrame, found: pd.DataFrame) -> list[SchedulingTa
         told = found[(found["setting"] == setting) & found["is_told"].eq(True)]
         told = told[told["load"].isna() if math.isnan(load) else told["load"] == load]
         stars = dict(zip(told["metric"], told["best"], strict=True))
-        columns = []
-        for rank, metric in enumerate(SCHEDULING_METRICS):
-            if metric.column in rows and rows[metric.column].notna().any():
-                cells = [
-                    _figure(row, metric, is_best=stars.get(metric.column) == row["policy"])
-                    for _, row in rows.iterrows()
-                ]
-                columns.append(Column(title=metric.title, unit=metric.unit, cells=tuple(cells), rank=rank))
         at = ", ".join(part for part in (setting, load_text(frame, load)) if part)
-        title = f"All policies: {at}" if at else "All policies"
-        made.append(SchedulingTable(title=title, what="policy", labels=tuple(rows["policy"]), columns=tuple(columns)))
-    return made[:MAX_TABLES]
+        for what, metrics in _GROUPS.items():
+            columns = []
+            for rank, metric in enumerate(metrics):
+                if metric.column in rows and rows[metric.column].notna().any():
+                    best = stars.get(metric.column)
+                    cells = [_figure(row, metric, is_best=best == row["policy"]) for _, row in rows.iterrows()]
+                    columns.append(Column(title=metric.title, unit=metric.unit, cells=tuple(cells), rank=rank))
+            if columns:
+                title, labels = f"{what}: {at}" if at else what, tuple(rows["policy"])
+                made.append(SchedulingTable(title=title, what="policy", labels=labels, columns=tuple(columns)))
+    return made[: 2 * MAX_TABLES]
 
 
 def _figure(row: pd.Series, metric: Metric, *, is_best: bool) -> Cell:
     low, high = row[f"{metric.column}_low"], row[f"{metric.column}_high"]
-    ends = () if math.isnan(low) or low == high else (f"{metric.text(low)} to {metric.text(high)}",)
+    # No figure of these is below 0, whatever a symmetric interval says.
+    ends = () if math.isnan(low) or low == high else (f"{metric.text(max(0.0, low))} to {metric.text(high)}",)
     return Cell(text=metric.text(row[metric.column]), small=ends, is_best=is_best)
 
 
@@ -212,7 +220,7 @@ def notes_of(frame: pd.DataFrame, errors: pd.DataFrame) -> list[str]:
     ]
     if frame["load"].notna().any():
         made.append(
-            "All policies, distributions and fairness: under the highest load that most policies keep up with "
+            "All policies, distributions, fairness and lanes: under the highest load that most policies keep up with "
             "(95 % of the offered rate served), or the middle one where that is not known."
         )
     if len(errors):

@@ -34,7 +34,8 @@ class TableUpdate:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BlockCopy:
-    """Copy-on-write: all K/V of block `source` goes to block `target`, before any K/V of the step is written."""
+    """Copy-on-write: all that block `source` held before the step goes to block `target`. A source may be the target of
+    another copy: who held it was put out since."""
 
     source: int
     target: int
@@ -63,8 +64,8 @@ class Chunk(NamedTuple):
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StepPlan:
     """One step of the engine. The runner applies `released`, `new_rows`, `table_updates`, `swaps_out`, `copies` and
-    `swaps_in`, in this order, then runs the chunks. What leaves the device leaves it before anything is written there;
-    no copy reads a block that comes back in the same step, and no slot is both written and read in one.
+    `swaps_in`, in this order, then runs the chunks. What is copied, on the device or from it, is what was there before
+    the step; no slot of host memory is both written and read in one.
 
     The usual chunk is a decode: a request's newest token, alone, without drafts. Hundreds of them may run in a step, so
     they lie side by side as numbers.

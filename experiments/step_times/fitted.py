@@ -57,12 +57,10 @@ class Fitted:
         num_tokens = work.num_tokens
         if not self._fewest <= num_tokens <= self._most:
             self._refuse("num_tokens", num_tokens, f"{self._fewest * _REACH:g} to {self._most / _REACH:g}")
-        values = work_row(work)
         total_s = self._by_tokens[num_tokens]
-        for value, limit, price in zip(values, self._limits, self._each_s, strict=True):
+        for name, value, limit, price in zip(WORK, work_row(work), self._limits, self._each_s, strict=True):
             if value > limit:
-                place = values.index(value)
-                self._refuse(WORK[place], value, f"up to {limit / _REACH:g}")
+                self._refuse(name, value, f"up to {limit / _REACH:g}")
             total_s += price * value
         return total_s
 

@@ -22,7 +22,7 @@ class PlanBuilder:
 
     __slots__ = (
         *("budget", "chunks", "closed", "copies", "decodes", "kind", "new_rows", "scheduled", "updates"),
-        *("swapped_in", "swaps_in", "swaps_out"),
+        *("preempted", "swapped_in", "swaps_in", "swaps_out"),
     )
 
     def __init__(self, budget: int) -> None:
@@ -35,6 +35,7 @@ class PlanBuilder:
         self.copies: list[BlockCopy] = []
         self.swaps_out: list[BlockSwap] = []
         self.swaps_in: list[BlockSwap] = []
+        self.preempted: set[int] = set()
         # Whose blocks come back in this step: no copy may read them yet.
         self.swapped_in: set[int] = set()
         self.scheduled: set[int] = set()

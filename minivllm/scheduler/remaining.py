@@ -13,7 +13,12 @@ def remaining_output_tokens(request: RequestView) -> int:
     would stay there: Dell'Amico et al., "PSBS: practical size-based scheduling", IEEE TC 2015.) `max_tokens` is no
     bound here: of a replayed trace it is the very answer.
     """
-    num_said, total = request.num_output_tokens, max(1, request.predicted_output_tokens)
-    while total <= num_said:
+    # As `num_output_tokens`: this is asked for every running request in every step.
+    said = request.num_tokens - request.num_prompt_tokens
+    left = request.predicted_output_tokens - said
+    if left > 0:
+        return left
+    total = max(1, request.predicted_output_tokens)
+    while total <= said:
         total *= 2
-    return total - num_said
+    return total - said

@@ -37,7 +37,7 @@ class Sarathi(SchedulingPolicy):
                 break
             num_there = request.num_computed_tokens
             if len(plan) >= len(running) and state.num_cached_tokens is not None:
-                num_there = state.num_cached_tokens(request)
+                num_there = max(num_there, state.num_cached_tokens(request))
             num_tokens = min(request.num_tokens - num_there, budget)
             plan.append(Allotment(request, num_tokens))
             budget -= num_tokens

@@ -232,9 +232,12 @@ class Scheduler:
         for request in self.waiting.first(self.config.max_num_seqs, now_s):
             if builder.closed:
                 return
-            self._admit(request, None, builder, now_s)
+            self._give(request, None, builder, now_s)
 
     def _give(self, request: Request, wanted: int | None, builder: PlanBuilder, now_s: float) -> None:
+        if request.request_id in builder.scheduled:
+            # Let in for one of its siblings.
+            return
         if request.status is RequestStatus.RUNNING:
             self._serve(request, wanted, builder, now_s)
         elif not builder.closed:
@@ -286,14 +289,17 @@ class Scheduler:
         has begun never waits for memory."""
         if not self._fits_kind(request, builder):
             return
-        if request.has_pending_token:
-            # Preempted a moment ago: a row is made of known tokens only.
+        if request.has_pending_token or request.request_id in builder.preempted:
+            # Preempted a moment ago: a row is made of known tokens only, and K/V that leaves cannot come back yet.
             builder.closed = True
             return
         parent = self.get(request.parent_id) if request.parent_id is not None and self.reuse_kv else None
         if parent is not None and parent.status is RequestStatus.ENDING:
             # It holds nothing any more.
             parent = None
+        if parent is not None and parent.status is RequestStatus.WAITING:
+            # The prompt that siblings share is computed, or comes back from host memory, with the first of them.
+            return self._admit(parent, wanted, builder, now_s)
         if parent is not None and self._must_wait(parent, request, builder):
             return
         shared, num_kept = self._shareable(request, parent)
@@ -340,11 +346,8 @@ class Scheduler:
         builder.add_chunk(request, num_tokens)
 
     def _must_wait(self, parent: Request, request: Request, builder: PlanBuilder) -> bool:
-        """Whether the prompt that siblings share is not in blocks yet: it is being computed by the first of them, or
-        its blocks are in host memory, or on their way from there."""
-        if parent.status is not RequestStatus.RUNNING or parent.request_id in builder.swapped_in:
-            return True
-        return parent.num_computed_tokens < request.num_prompt_tokens
+        """Whether the prompt that siblings share is on its way still: from host memory, or being computed."""
+        return parent.request_id in builder.swapped_in or parent.num_computed_tokens < request.num_prompt_tokens
 
     def _shareable(self, request: Request, parent: Request | None) -> tuple[list[int], int]:
         """Blocks that a waiting request can take over, and how many of their positions it keeps as they are."""
@@ -369,6 +372,7 @@ class Scheduler:
 
     def _preempt(self, request: Request, builder: PlanBuilder, now_s: float) -> None:
         self._queues.preempt(request, now_s, is_swapped=self.swapping.swap_out(request, builder))
+        builder.preempted.add(request.request_id)
 
     # Advance and commit
 

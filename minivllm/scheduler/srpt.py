@@ -34,7 +34,7 @@ class ShortestRemaining(SchedulingPolicy):
         self._preemptible_fraction = preemptible_fraction
 
     def key(self, request: RequestView, now_s: float) -> tuple[float, ...]:
-        left = remaining_output_tokens(request)
-        said, fraction = request.num_output_tokens, self._preemptible_fraction
+        left, fraction = remaining_output_tokens(request), self._preemptible_fraction
+        said = request.num_output_tokens
         can_be_put_out = fraction is None or said < fraction * (said + left)
         return (can_be_put_out, left, request.arrival_s, request.request_id)

@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 from matplotlib.image import imread
+from policy_sweeps import POLICIES, write_capacity, write_policies
 
 import analysis
 from analysis.page import page
@@ -102,6 +103,17 @@ def test_a_browser_draws_precisions_whose_names_keep_off_each_other(
     # Of seven marks in each panel most have their names beside them, the others are in the legend.
     assert all(named >= 5 for named in report["named"]["precisions"]) and len(report["named"]["precisions"]) == 3
     assert all(named == 7 for named in report["named"]["precisions-kl"])
+
+
+@pytest.mark.parametrize("width", [480, 1280])
+def test_a_browser_draws_policies_whose_names_keep_off_each_other(tmp_path: Path, width: int) -> None:
+    folder = write_policies(tmp_path / "policies", policies=list(POLICIES), rates=(4, 12), num_requests=20, repeats=2)
+    write_capacity(folder, {policy: 2.0 + i for i, policy in enumerate(POLICIES)})
+    report = _look(folder, tmp_path, width)
+    assert all(named == 13 for named in report["named"]["scheduling-ttft"]), "each line ends in its name"
+    # Lanes, the pool, and the queue.
+    assert report["named"]["lanes"] == [1, 1, 2] and report["named"]["scheduling-capacity"] == [0]
+    assert report["tables"]["precisions"] <= 0 or width < 1280, "the tables fit a wide window"
 
 
 def _look(folder: Path, tmp_path: Path, width: int) -> dict[str, Any]:

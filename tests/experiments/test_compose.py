@@ -9,6 +9,7 @@ import pytest
 from experiments.compose import CONF, groups
 from experiments.errors import CommandError
 from experiments.plan import plan_sweep
+from experiments.points import SIMULATION_GROUPS
 from minivllm.config import Component
 
 MEMBERS = [(group, member) for group, members in groups().items() for member in members if group != "experiment"]
@@ -20,6 +21,8 @@ _FEWER = {name: ["workload.concurrency=4"] for name in ("speculation", "speculat
 
 _MANDATORY = {
     ("model", "hf"): ["model.path=somewhere"],
+    ("step_time", "fitted"): ["step_time.folder=somewhere"],
+    ("step_time", "replay"): ["step_time.folder=somewhere"],
     ("arrivals", "trace"): ["arrivals.path=somewhere"],
     ("lengths", "separate"): ["lengths.prompt={_target_:a.B}", "lengths.output={_target_:a.B}"],
 }
@@ -27,7 +30,8 @@ _MANDATORY = {
 
 def _needed(group: str, member: str) -> list[str]:
     """What a member cannot do without."""
-    return _MANDATORY.get((group, member), [])
+    simulated = ["execution=simulated"] if group in SIMULATION_GROUPS else []
+    return [*simulated, *_MANDATORY.get((group, member), [])]
 
 
 @pytest.mark.parametrize(("group", "member"), MEMBERS, ids=[f"{g}-{m}" for g, m in MEMBERS])
@@ -61,6 +65,18 @@ def test_every_component_of_a_member_can_be_made() -> None:
             plan = plan_sweep([f"{group}={member}"])
             target = plan.jobs[0].config[group]["_target_"]
             assert Component(target=target).make(group, **extra) is not None
+
+
+def test_what_is_simulated_is_no_part_of_a_run_that_is_not() -> None:
+    real = plan_sweep(["hardware=l4"]).jobs[0]
+    assert [real.config[group] for group in SIMULATION_GROUPS] == [None, None]
+    assert [real.config["choices"][group] for group in SIMULATION_GROUPS] == [None, None]
+    assert real.point_id == plan_sweep([]).jobs[0].point_id
+    simulated = plan_sweep(["execution=simulated", "hardware=l4,h200", "hardware.host_step_s=0"]).jobs
+    assert len({job.point_id for job in simulated}) == 2
+    assert [job.config["hardware"]["name"] for job in simulated] == ["L4", "H200 SXM"]
+    wrong = plan_sweep(["execution=simulated", "hardware.linear_flops_fraction=2"]).jobs[0]
+    assert wrong.invalid == "hardware.linear_flops_fraction=2: must be in (0, 1]"
 
 
 def test_repeat_is_the_slowest_axis_and_command_line_order_follows() -> None:

@@ -55,7 +55,15 @@ def test_what_changes_no_result_changes_no_id(override: str) -> None:
 
 @pytest.mark.parametrize(
     "override",
-    ["seed=1", "cache.block_size=8", "scheduler=static", "workload=poisson", "slo=interactive", "+scheduler.alpha=1"],
+    [
+        "seed=1",
+        "cache.block_size=8",
+        "scheduler=static",
+        "workload=poisson",
+        "slo=interactive",
+        "+scheduler.alpha=1",
+        "victim=oldest",
+    ],
 )
 def test_what_changes_a_run_changes_the_id(override: str) -> None:
     assert point_id(_make_config()) != point_id(_make_config(override))
@@ -71,6 +79,36 @@ def test_a_component_gets_the_keys_that_the_config_has_no_field_for() -> None:
     assert settings.engine.scheduler.policy.target == "a.B"
     assert settings.engine.scheduler.policy.kwargs == {"alpha": 2}
     assert settings.engine.scheduler.max_num_seqs == 5
+
+
+def test_victims_and_preemption_are_groups_of_their_own() -> None:
+    engine = freeze(_make_config("victim=largest", "preemption=swap", "preemption.num_swap_blocks=7")).engine
+    assert engine.scheduler.victim.target == "minivllm.scheduler.victims.largest.Largest"
+    assert engine.preemption.swaps and engine.preemption.num_swap_blocks == 7
+    engine = freeze(
+        _make_config("victim._target_=a.B", "+victim.alpha=2", "preemption=swap", "+preemption.beta=3")
+    ).engine
+    assert (engine.scheduler.victim.target, engine.scheduler.victim.kwargs) == ("a.B", {"alpha": 2})
+    assert engine.preemption.mode.kwargs == {"beta": 3}
+    engine = freeze(_make_config()).engine
+    assert not engine.preemption.swaps and engine == freeze(_make_config("preemption=recompute")).engine
+
+
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        (
+            ["preemption=swap", "preemption.swap_bytes=null"],
+            r"preemption\.num_swap_blocks=None: must be 1 or more where",
+        ),
+        (["preemption=swap", "cache=none"], r"cache\.reuse_kv=False: must be true with preemption=swap"),
+        (["+preemption.swap_bytes=4"], r"preemption\.swap_bytes=4: must be null with preemption=recompute"),
+        (["victim._target_=null"], r"victim\._target_=None: must be package\.module\.Class"),
+    ],
+)
+def test_what_cannot_be_preempted_so_is_one_line(overrides: list[str], told: str) -> None:
+    with pytest.raises(ValueError, match=rf"^{told}[^\n]*$"):
+        freeze(_make_config(*overrides))
 
 
 def test_shipped_files_are_found_wherever_the_package_lies() -> None:

@@ -53,6 +53,16 @@ def test_rows_add_up_and_times_are_in_order(cli: Cli, tmp_path: Path) -> None:
     assert pd.isna(run["energy_j"]) and pd.isna(run["num_draft_tokens"])
 
 
+def test_chosen_arrivals_and_clients_reach_the_tables(cli: Cli, tmp_path: Path) -> None:
+    chosen = ("arrivals=gamma", "arrivals.rate_rps=200", "clients=several", "clients.priorities={3:1}")
+    assert cli("run", *chosen, "workload.num_requests=16", "workload.prompts=lengths_only") == 0
+    requests = pd.read_parquet(tmp_path / "run" / "requests")
+    requests = requests[~requests["warmup"]]
+    assert requests["client_id"].nunique() > 1 and set(requests["priority"]) == {3}
+    assert requests["arrival_s"].is_monotonic_increasing and requests["arrival_s"].nunique() == 16
+    assert requests["arrival_lateness_s"].notna().all()
+
+
 def test_repeats_pair_and_exact_parts_leave_outputs_alone(cli: Cli, tmp_path: Path) -> None:
     assert cli("sweep", "experiment=null", "scheduler=fcfs,static", "repeat=0,1") == 0
     runs = pd.read_parquet(tmp_path / "run" / "runs").sort_values("order_index")

@@ -4,7 +4,7 @@ asserts every read."""
 from __future__ import annotations
 
 import hypothesis.strategies as st
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import (
     RuleBasedStateMachine,
     initialize,
@@ -196,6 +196,7 @@ def test_engine_survives_random_operations_under_any_pressure() -> None:
             deadline=None,
             derandomize=True,
             suppress_health_check=list(HealthCheck),
+            phases=(Phase.explicit, Phase.generate),
         ),
     )
     print(_operations)

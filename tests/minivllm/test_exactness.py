@@ -13,9 +13,11 @@ from policies import POLICIES
 from tiny import VOCAB_SIZE, Oracle, first_wrong, save_tiny_llama
 
 from minivllm import LLM, SamplingParams
+from minivllm.config import Component, PreemptionConfig
 
+VICTIMS = ("least_deserving", "newest", "oldest", "largest", "smallest", "most_remaining")
 EVICTIONS = ("lru.LRU", "fifo.FIFO", "lfu.LFU")
-_outcomes = {"equal": 0, "tie": 0, "preemptions": 0, "hits": 0}
+_outcomes = {"equal": 0, "tie": 0, "preemptions": 0, "hits": 0, "swapped blocks": 0}
 
 
 @pytest.fixture(scope="module")
@@ -51,14 +53,17 @@ def loads(draw):
     tight=st.booleans(),
     kernels=st.sampled_from(["numba", "torch"]),
     overlap=st.booleans(),
+    victim=st.sampled_from(VICTIMS),
+    num_swap_blocks=st.sampled_from([None, 4, 200]),
 )
 def _check_configuration(
     tiny, load, policy, eviction, cache, block_size, max_num_batched_tokens, chunked_prefill, max_num_seqs, tight,
-    kernels, overlap,
+    kernels, overlap, victim, num_swap_blocks,
 ) -> None:  # fmt: skip
     folder, oracle = tiny
     longest = max(len(prompt) + max_tokens for prompt, max_tokens, _ in load)
     needed = -(-longest // block_size)
+    swaps = num_swap_blocks is not None and cache != "none"
     llm = LLM(
         str(folder),
         policy=_component("scheduler", policy, POLICIES[policy]),
@@ -72,7 +77,17 @@ def _check_configuration(
         max_num_seqs=max_num_seqs,
         kernels=kernels,
         overlap=overlap,
+        victim=_component("scheduler.victims", f"{victim}.{''.join(part.capitalize() for part in victim.split('_'))}"),
+        preemption=PreemptionConfig.named("swap", num_swap_blocks=num_swap_blocks) if swaps else "recompute",
     )
+    step = llm.engine.step
+
+    def counting():
+        report = step()
+        _outcomes["swapped blocks"] += report.num_swapped_blocks
+        return report
+
+    llm.engine.step = counting
     # Twice the same prompts: the second time finds the first time's blocks.
     for _ in range(2):
         outputs = llm.generate(
@@ -97,6 +112,7 @@ def test_exact_knobs_leave_greedy_tokens_alone(tiny) -> None:
     _check_configuration(tiny)
     print(_outcomes)
     # The drawn configurations reached pressure and sharing, and ties are rare.
+    assert _outcomes["swapped blocks"] > 100
     assert _outcomes["equal"] > 1000 and _outcomes["preemptions"] > 10 and _outcomes["hits"] > 100
     assert _outcomes["tie"] <= 0.01 * _outcomes["equal"]
 
@@ -114,6 +130,4 @@ def test_six_blocks_of_sixteen_serve_four_requests_of_32_tokens(tiny) -> None:
 
 
 def _component(wing: str, name: str, kwargs=None):
-    from minivllm.config import Component
-
     return Component(target=f"minivllm.{wing}.{name}", kwargs=kwargs or {})

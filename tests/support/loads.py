@@ -37,6 +37,8 @@ def make_load(*overrides: str, max_model_len: int = 2048, **changes: Any) -> Off
 def make_component(group: str, member: str, **changes: Any) -> Component:
     """A member of a config group, from its YAML."""
     node: Any = OmegaConf.to_container(OmegaConf.load(CONF / group / f"{member}.yaml"))
+    # An interpolation of the workload's, which is not here.
+    node |= {"rate_rps": 4.0} if "rate_rps" in node else {}
     node |= changes
     if "path" in node:
         node["path"] = located(node["path"])

@@ -25,7 +25,7 @@ POLICIES: dict[str, dict[str, Any]] = {
     "aging.Aging": {"tokens_per_s": 0.5},
     "mlfq.MultiLevelFeedback": {"num_levels": 3, "quantum_tokens": 2.0, "prompt_token_cost": 0.25, "starve_s": 6.0},
     "vtc.VirtualTokenCounter": {},
-    "edf.EarliestDeadline": {"ttft_s": 4.0, "tpot_s": 0.5},
+    "edf.EarliestDeadline": {"ttft_s": 4.0, "tpot_s": 0.5, "tokens_per_turn": 3},
     "longest_prefix_match.LongestPrefixMatch": {},
     "past_future.PastFuture": {"window": 20, "prior_tokens": 5},
     "dynamic_batching.DynamicBatching": {"min_requests": 3, "max_wait_s": 0.01},

@@ -246,8 +246,9 @@ def write_capacity(folder: Path, capacities: Mapping[str, float]) -> None:
     """
     rows = [
         {
+            "label": f"scheduler={policy} seed=1",
             "cfg.scheduler": policy,
-            "cfg.workload": "chat",
+            "cfg.arrivals.rate_rps": best * factor,
             "rate_rps": best * factor,
             "slo_attainment_fraction": 0.999 if factor <= 1 else 0.7,
             "is_capacity": factor == 1,

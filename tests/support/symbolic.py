@@ -116,14 +116,14 @@ class SymbolicRunner:
         written, read = {swap.slot for swap in plan.swaps_out}, {swap.slot for swap in plan.swaps_in}
         assert len(written) == len(plan.swaps_out) and len(read) == len(plan.swaps_in) and not written & read
         assert all(0 <= slot < self.num_swap_blocks for slot in written | read)
-        back = {swap.block_id for swap in plan.swaps_in}
-        assert len(back) == len(plan.swaps_in) and not back & {c.source for c in plan.copies}
-        assert not {c.source for c in plan.copies} & {c.target for c in plan.copies}
+        fresh = [*(copy.target for copy in plan.copies), *(swap.block_id for swap in plan.swaps_in)]
+        assert len(set(fresh)) == len(fresh), "a block is given out twice"
         for swap in plan.swaps_out:
             self.num_swaps_out += 1
             self.host[swap.slot] = self.slots[self._slots_of(swap.block_id)]
-        for copy in plan.copies:
-            self.slots[self._slots_of(copy.target)] = self.slots[self._slots_of(copy.source)]
+        copied = [self.slots[self._slots_of(copy.source)] for copy in plan.copies]
+        for copy, held in zip(plan.copies, copied, strict=True):
+            self.slots[self._slots_of(copy.target)] = held
             self.num_copies += 1
         for swap in plan.swaps_in:
             # Once: a slot that is read again was written again.

@@ -90,8 +90,9 @@ class DraftingRunner(SymbolicRunner):
         super()._apply(plan)
         for swap in plan.swaps_out:
             self.draft_host[swap.slot] = self.draft_slots[self._slots_of(swap.block_id)]
-        for copy in plan.copies:
-            self.draft_slots[self._slots_of(copy.target)] = self.draft_slots[self._slots_of(copy.source)]
+        copied = [self.draft_slots[self._slots_of(copy.source)] for copy in plan.copies]
+        for copy, held in zip(plan.copies, copied, strict=True):
+            self.draft_slots[self._slots_of(copy.target)] = held
         for swap in plan.swaps_in:
             self.draft_slots[self._slots_of(swap.block_id)] = self.draft_host.pop(swap.slot)
         self._moves.apply(plan)

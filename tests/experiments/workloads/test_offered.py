@@ -24,7 +24,7 @@ from experiments.workloads.prompts import LengthsOnly, PromptSource, RandomToken
 from experiments.workloads.traffic import Traffic
 
 ROOT = Path(__file__).resolve().parents[3]
-PLAIN = ("closed_loop", "poisson", "shared_prefix", "long_document", "code_completion", "prose", "prefix_tree")
+PLAIN = ("closed_loop", "poisson", "shared_prefix", "long_document", "code_completion", "prose", "prefix_tree", "chat")
 
 
 def _make_traffic(num_requests: int, member: str = "lognormal", **parts: object) -> OfferedLoad:
@@ -38,7 +38,7 @@ def _contents(items: Iterable[WorkloadItem]) -> list[tuple[object, ...]]:
 
 def test_every_pass_makes_the_same_requests() -> None:
     load = make_load("workload=traffic", "arrivals=gamma", "clients=several")
-    assert list(load) == list(load)
+    assert load.concurrency is None and list(load) == list(load)
     assert load.sha256 == workload_sha256(load)
     assert load.num_requests == len(list(load)) == 64
 
@@ -57,7 +57,7 @@ def test_arrivals_and_clients_go_with_any_workload_and_change_nothing_else(workl
     parts = {"arrivals": make_component("arrivals", "gamma"), "clients": make_component("clients", "several")}
     changed = make_load(f"workload={workload}", **parts)
     assert _contents(plain) == _contents(changed)
-    times = [item.arrival_s for item in changed]
+    times = [item.arrival_s for item in changed if item.follows is None]
     assert changed.concurrency is None and times == sorted(times) and times[0] > 0
     assert len({item.client_id for item in changed}) > 1
 
@@ -66,6 +66,18 @@ def test_poisson_arrivals_are_those_that_a_workload_has_of_its_own() -> None:
     own = make_load("workload=poisson", "workload.num_requests=32")
     chosen = make_load("workload=closed_loop", arrivals=make_component("arrivals", "poisson", rate_rps=4.0))
     assert list(own) == list(chosen) and own.concurrency is chosen.concurrency is None
+    # Times that the workload drew and nobody used shift nothing.
+    again = make_load("workload=poisson", "workload.num_requests=32", arrivals=make_component("arrivals", "poisson"))
+    assert list(again) == list(own)
+
+
+def test_chosen_arrivals_have_the_rate_of_the_workload_or_one_of_their_own() -> None:
+    def last_s(*overrides: str) -> float:
+        return list(make_load("workload=traffic", "arrivals=constant", *overrides))[-1].arrival_s
+
+    assert [last_s(), last_s("workload.request_rate_rps=8"), last_s("arrivals.rate_rps=2")] == [16.0, 8.0, 32.0]
+    with pytest.raises(ValueError, match=r"^arrivals.rate_rps=None: must be a number above 0$"):
+        make_load("workload=closed_loop", "arrivals=constant")
 
 
 def test_a_closed_loop_may_send_what_else_comes_by_the_clock() -> None:
@@ -244,6 +256,8 @@ def test_lengths_only_prompts_are_all_different_from_their_first_tokens() -> Non
 def test_lengths_only_prompts_have_their_length_in_any_vocabulary(vocab_size: int, count: int) -> None:
     prompt = LengthsOnly(vocab_size).tokens(count, np.random.default_rng(0))
     assert len(prompt) == count and all(0 <= token < vocab_size for token in prompt)
+    generator = np.random.default_rng(1)
+    assert count < 63 or len({LengthsOnly(vocab_size).tokens(count, generator) for _ in range(99)}) == 99
     if count > 63:
         # Nothing but the number is in it.
         again = LengthsOnly(vocab_size).tokens(count + 9, np.random.default_rng(0))

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from simulating import simulated_llm
 
 from experiments.workloads.base import Streams, WorkloadItem
-from experiments.workloads.prompts import RandomTokens, TextPrompts
+from experiments.workloads.prompts import LengthsOnly, RandomTokens, TextPrompts
 from experiments.workloads.trace_replay import TraceReplay
 from experiments.workloads.traces.describe import describe
 from experiments.workloads.traces.formats import read_trace
@@ -77,13 +77,14 @@ def test_a_replay_repeats_itself_and_another_repeat_has_other_prompts() -> None:
         max_size=7,
     ),
     limit=st.sampled_from([None, 1, 5, 9]),
+    source=st.sampled_from([RANDOM, LengthsOnly(2**62)]),
 )
 def test_two_prompts_share_exactly_the_blocks_whose_ids_agree_from_the_start(
-    folder: Path, prompts: list[tuple[list[int], int]], limit: int | None
+    folder: Path, prompts: list[tuple[list[int], int]], limit: int | None, source: RandomTokens
 ) -> None:
     path = _write(folder, [_entry(num_prompt_tokens=length, hash_ids=ids) for ids, length in prompts])
     replay = TraceReplay(path=path, hash_block_tokens=BLOCK, max_prompt_tokens=limit, too_long="clip")
-    tokens = [item.prompt_token_ids for item in _items(replay)]
+    tokens = [item.prompt_token_ids for item in _items(replay, source=source)]
     lengths = [min(length, limit or length) for _, length in prompts]
     assert list(map(len, tokens)) == lengths
     for i in range(len(prompts)):
@@ -196,6 +197,16 @@ def test_prompts_of_a_session_begin_alike_where_asked(tmp_path: Path) -> None:
         shared = {(i, j): _shared(tokens[i], tokens[j]) for i in range(5) for j in range(i)}
         alike = {(2, 0): 6, (4, 0): 6, (4, 2): 9} if asked else {}
         assert {pair: size for pair, size in shared.items() if size} == alike
+
+
+def test_a_made_up_prompt_begins_like_text_does_and_nothing_else_in_it(tmp_path: Path) -> None:
+    shapes = [{"hash_ids": [1, 2]}, {"hash_ids": [1]}, {"hash_ids": []}, {"session": "a"}, {}]
+    path = _write(tmp_path, [_entry(num_prompt_tokens=2 * BLOCK) | shape for shape in shapes])
+    source = TextPrompts(["x = 1\n"], lambda text: [ord(c) for c in text], first_token_id=1)
+    replay = TraceReplay(path=path, hash_block_tokens=BLOCK, sessions_share_prefixes=True)
+    prompts = [item.prompt_token_ids for item in _items(replay, source=source)]
+    assert [len(prompt) for prompt in prompts] == [2 * BLOCK] * 5
+    assert all(prompt[0] == 1 and 1 not in prompt[1:] for prompt in prompts)
 
 
 def test_what_a_trace_says_is_sent_as_it_is(tmp_path: Path) -> None:

@@ -50,15 +50,14 @@ def test_blocks_hold_what_plain_lists_say(data, staged_bytes: int) -> None:
             blocks_in_order = st.permutations(range(NUM_BLOCKS))
             slots = data.draw(st.permutations(range(NUM_SLOTS)))
             out = list(zip(data.draw(blocks_in_order)[: data.draw(st.integers(0, NUM_BLOCKS))], slots, strict=False))
-            one, other = data.draw(blocks_in_order), data.draw(st.integers(0, 3))
-            copies = list(zip(one[:other], one[other : 2 * other], strict=True))
+            copies = list(zip(data.draw(blocks_in_order), data.draw(blocks_in_order), strict=True))
+            copies = copies[: data.draw(st.integers(0, 3))]
             readable = [slot for slot in host if slot not in {slot for _, slot in out}]
             back = list(zip(data.draw(blocks_in_order), readable, strict=False))
-            back = [(block, slot) for block, slot in back if block not in {source for source, _ in copies}]
             moves.apply(_plan(out, copies, back))
             host |= {slot: blocks[block] for block, slot in out}
-            for source, target in copies:
-                blocks[target] = blocks[source]
+            for (_, target), held in zip(copies, [blocks[source] for source, _ in copies], strict=True):
+                blocks[target] = held
             for block, slot in back:
                 blocks[block] = host.pop(slot)
         for tensor, before in zip(tensors, first, strict=True):

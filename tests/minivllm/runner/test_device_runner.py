@@ -11,13 +11,14 @@ import torch
 from tiny import VOCAB_SIZE, Oracle, first_wrong, save_tiny_llama
 
 from minivllm import LLM, SamplingParams
-from minivllm.config import Component, QuantizationConfig
+from minivllm.config import Component, PreemptionConfig, QuantizationConfig
 from minivllm.runner.decode import batch_buckets
 from minivllm.runner.device_rows import Need
 from minivllm.runner.device_runner import DeviceRunner
 
 TORCH_ATTENTION = Component(target="minivllm.attention.torch_backend.TorchAttention")
 TRITON_ATTENTION = Component(target="minivllm.attention.triton_backend.TritonAttention")
+SWAP = PreemptionConfig.named("swap", num_swap_blocks=16)
 PROMPTS = [list(range(3, 3 + n)) for n in (5, 1, 9)]
 
 
@@ -47,6 +48,8 @@ def _greedy(num_tokens: int = 4, **more: Any) -> SamplingParams:
         {"overlap": True},
         # Too few blocks for all: preemption while the host runs ahead.
         {"overlap": True, "num_blocks": 10, "block_size": 2, "prefix_caching": False},
+        # The same, swapped.
+        {"overlap": True, "num_blocks": 10, "block_size": 2, "prefix_caching": False, "preemption": SWAP},
         # Prompts in pieces beside decodes.
         {"overlap": True, "max_num_batched_tokens": 4, "block_size": 16},
         {"batch_invariant": True},
@@ -61,6 +64,9 @@ def test_greedy_tokens_are_those_of_transformers(folder: Path, options: dict[str
         wanted, gaps = oracle.greedy(tuple(prompt), 4)
         assert first_wrong(got, wanted, gaps) == "equal"
     assert (llm.engine.scheduler.num_preemptions > 0) == (options.get("num_blocks") == 10)
+    assert (llm.engine.scheduler.num_recomputed_tokens > 0) == (
+        options.get("num_blocks") == 10 and "preemption" not in options
+    )
     llm.engine.check()
 
 

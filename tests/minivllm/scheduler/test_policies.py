@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given, settings
 from policies import POLICIES, PREDICTORS, Bench, Job
 
+from minivllm.sampling_params import SamplingParams
 from minivllm.scheduler.base import KeyChanges
 from minivllm.scheduler.random_order import RandomOrder
 from minivllm.scheduler.srpt import ShortestRemaining
@@ -51,7 +52,7 @@ QUEUES: dict[str, tuple[bool, Rank]] = {
         True,
         lambda job, i, said, now_s: (job.num_output_tokens - said - 0.5 * (now_s - job.at_s),),
     ),
-    "edf.EarliestDeadline": (True, lambda job, i, said, now_s: (job.at_s + 4.0 + 0.5 * said,)),
+    "edf.EarliestDeadline": (True, lambda job, i, said, now_s: (job.at_s + 4.0 + 0.5 * (said - said % 3),)),
 }
 
 
@@ -115,6 +116,21 @@ def test_a_request_near_its_end_is_not_put_out_where_preemption_is_limited() -> 
     assert ends(None) == [1, 2, 0]
     # After eight of ten tokens it stays.
     assert ends(0.8) == [0, 1, 2]
+
+
+def test_equally_urgent_requests_do_not_put_each_other_out_at_every_token() -> None:
+    """Two readers of a token in two seconds, and a server that makes one in one: both are served in time, by turns."""
+    jobs = [Job(num_output_tokens=20), Job(num_output_tokens=20)]
+
+    def serve(tokens_per_turn: int) -> tuple[int, float]:
+        kwargs = {"ttft_s": 10.0, "tpot_s": 2.0, "tokens_per_turn": tokens_per_turn}
+        bench = Bench(jobs, "edf.EarliestDeadline", kwargs, max_num_seqs=1)
+        # How late a token came, by its deadline; it is there when its step is over.
+        late_s = max(made_s + 1 - (10.0 + 2.0 * i) for r in bench.drain() for i, made_s in enumerate(r.token_times_s))
+        return bench.engine.scheduler.num_preemptions, late_s
+
+    # A turn each, until both are done; the last turn ends with its request.
+    assert serve(1) == (38, pytest.approx(-8.0)) and serve(5)[0] == 6 and serve(5)[1] <= 0
 
 
 def test_random_order_depends_on_its_seed_and_on_nothing_else() -> None:
@@ -198,3 +214,13 @@ def test_a_wrong_argument_is_named(make, message: str) -> None:
 
 def _made(policy: str, **kwargs) -> Bench:
     return Bench([], policy, kwargs)
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_a_sibling_that_ranks_before_the_request_whose_prompt_it_shares_holds_nobody_up(policy: str) -> None:
+    """One seat, and it is not the first of the siblings that is predicted to be the shortest."""
+    for seed in range(6):
+        options = {"predictor": "noisy_oracle.NoisyOracle", "predictor_kwargs": {"sigma": 1.0, "seed": seed}}
+        bench = Bench([], policy, max_num_seqs=1, **options)
+        bench.engine.add_request([0, 1, 0], SamplingParams(max_tokens=9, n=3, ignore_eos=True))
+        assert len(bench.drain()) == 3

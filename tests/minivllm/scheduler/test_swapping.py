@@ -6,7 +6,7 @@ from typing import TypeVar
 
 import hypothesis.strategies as st
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from symbolic import continuation, make_engine
 
 from minivllm.clock import VirtualClock
@@ -30,7 +30,9 @@ _Policy = TypeVar("_Policy", bound=SchedulingPolicy)
 
 def _use_policy(engine: Engine, policy: _Policy) -> _Policy:
     old = engine.scheduler
-    engine.scheduler = Scheduler(engine.config.scheduler, policy, old.tables, swapping=old.swapping)
+    engine.scheduler = Scheduler(
+        engine.config.scheduler, policy, old.tables, victims=old.victims, swapping=old.swapping
+    )
     return policy
 
 
@@ -179,6 +181,46 @@ def test_siblings_wait_until_the_prompt_that_they_share_is_back() -> None:
     for request_id in ids:
         seed = outputs[request_id].sampling_seed
         assert outputs[request_id].output_token_ids == continuation([0, 1, 1, 0, 1, 0], seed, 12, frozenset())
+
+
+class _Turns(SchedulingPolicy):
+    """Whoever has had fewer pairs of tokens goes first, the newest of them, and puts others out."""
+
+    preemptive = True
+
+    def key(self, request, now_s):
+        return (request.num_output_tokens // 2, -request.request_id)
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    lengths=st.lists(st.integers(1, 5), min_size=2, max_size=6),
+    num_swap_blocks=st.sampled_from([None, 6, 99]),
+    max_num_seqs=st.integers(1, 3),
+    n=st.integers(1, 3),
+)
+@example(lengths=[3, 2, 1], num_swap_blocks=99, max_num_seqs=2, n=1)
+@example(lengths=[1], num_swap_blocks=None, max_num_seqs=1, n=2)
+def test_whoever_was_put_out_does_not_come_back_in_the_same_step(lengths, num_swap_blocks, max_num_seqs, n) -> None:
+    """Nor does anyone starve where a policy ranks the first of siblings, who computes their prompt, behind them."""
+    engine = make_engine(
+        num_blocks=24,
+        block_size=1,
+        prefix_caching=False,
+        max_num_seqs=max_num_seqs,
+        max_num_batched_tokens=2,
+        chunked_prefill=False,
+        victim="newest.Newest",
+        preemption=PreemptionConfig.named("swap", num_swap_blocks=num_swap_blocks) if num_swap_blocks else None,
+    )
+    _use_policy(engine, _Turns())
+    launch, plans = engine.runner.launch, []
+    engine.runner.launch = lambda plan: (plans.append(plan), launch(plan))[1]
+    for length in lengths:
+        engine.add_request([0] * length, _params(max_tokens=5, n=n))
+    assert len(_drain(engine)) == n * len(lengths)
+    for plan in plans:
+        assert not {*plan.released} & {new.request_id for new in plan.new_rows}
 
 
 def test_one_who_ends_in_host_memory_leaves_nothing_there() -> None:

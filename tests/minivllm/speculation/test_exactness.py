@@ -17,7 +17,7 @@ from speculating import TickingClock
 from tiny import first_wrong
 
 from minivllm import LLM, SamplingParams
-from minivllm.config import SpeculationConfig
+from minivllm.config import PreemptionConfig, SpeculationConfig
 
 _SAMPLING = (
     SamplingParams(temperature=0.4, max_tokens=MOST_TOKENS, ignore_eos=True),
@@ -54,6 +54,7 @@ def engines(draw) -> dict:
         "chunked_prefill": draw(st.booleans()),
         "max_num_seqs": draw(st.sampled_from([1, 3, 8, 16])),
         "kernels": draw(st.sampled_from(["numba", "numba", "torch"])),
+        "preemption": draw(st.sampled_from(["recompute", PreemptionConfig.named("swap", num_swap_blocks=64)])),
     }
 
 

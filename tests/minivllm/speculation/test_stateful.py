@@ -16,7 +16,7 @@ from symbolic import EOS, continuation, history_hash, make_engine
 from symbolic_drafts import TREES, DraftingRunner
 
 from minivllm.blocks.prefix import extend_keys
-from minivllm.config import Component, SpeculationConfig
+from minivllm.config import Component, PreemptionConfig, SpeculationConfig
 from minivllm.request import FinishReason, Request
 from minivllm.sampling.random import continuation_seed
 from minivllm.sampling_params import SamplingParams
@@ -39,10 +39,13 @@ class SpeculationMachine(RuleBasedStateMachine):
             percent_short=25,
             tree=data.draw(st.sampled_from(TREES)),
         )
+        num_swap_blocks = data.draw(st.sampled_from([0, 1, longest, 5 * longest]))
         self.engine = make_engine(
             num_blocks=longest + data.draw(st.integers(0, longest)),
             block_size=self.block_size,
-            policy=data.draw(st.sampled_from(["fcfs.FCFS", "static.StaticBatching", "prefill_first.PrefillFirst"])),
+            policy=data.draw(
+                st.sampled_from(["fcfs.FCFS", "static.StaticBatching", "srpt.ShortestRemaining", "reverse.Reverse"])
+            ),
             eviction=data.draw(st.sampled_from(["lru.LRU", "fifo.FIFO", "lfu.LFU"])),
             prefix_caching=data.draw(st.sampled_from([True, True, False])),
             max_num_seqs=data.draw(st.integers(1, 5)),
@@ -55,6 +58,7 @@ class SpeculationMachine(RuleBasedStateMachine):
                 num_draft_tokens=data.draw(st.integers(1, 8)),
                 length=LENGTHS[data.draw(st.sampled_from(sorted(LENGTHS)))],
             ),
+            preemption=PreemptionConfig.named("swap", num_swap_blocks=num_swap_blocks) if num_swap_blocks else None,
             make_runner=runner,
             clock=TickingClock(),
         )
@@ -194,6 +198,7 @@ class SpeculationMachine(RuleBasedStateMachine):
             self._step(False)
         assert not self.engine.has_unfinished and not self.open
         _reached["copies"] += self.engine.runner.num_copies
+        _reached["swaps"] += self.engine.runner.num_swaps_in
         _reached["read by drafters"] += self.engine.runner.num_read_by_drafter
         self.engine.reset_prefix_cache()
         self.engine.check()

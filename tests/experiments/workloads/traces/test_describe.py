@@ -70,6 +70,11 @@ def test_what_repeats_is_the_longest_beginning_that_an_earlier_prompt_had(
     assert found.repeated_prefix_fraction == pytest.approx(repeated / sum(len(tokens) for tokens in written))
 
 
+def test_a_short_prompt_does_not_hide_the_longer_one_before_it() -> None:
+    found = describe((_make_row(prompt=length, ids=(1,)) for length in (3, 1, 3)), hash_block_tokens=BLOCK)
+    assert found.repeated_prefix_fraction == 4 / 7
+
+
 def test_what_a_trace_does_not_say_is_none() -> None:
     nothing = describe([])
     assert (nothing.num_requests, nothing.num_failed) == (0, 0)
