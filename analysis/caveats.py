@@ -40,6 +40,9 @@ _RATE = re.compile(r"^cfg\.workload\..*rate_rps$")
 # Differ from run to run by nature and say nothing about the environment being another.
 _RESTLESS = re.compile(r"load_?av|temperature|clock|peak_|free|available|hostname_pid|\bpid\b", re.IGNORECASE)
 
+# What a workload is made of; a variant may name one.
+_TRAFFIC = re.compile(r"^cfg\.(workload|arrivals|lengths|clients|variant)(\.|$)")
+
 
 def caveats(sweep: Sweep, points: pd.DataFrame) -> list[str]:
     """Everything that limits what this sweep can say.
@@ -78,7 +81,7 @@ def caveats(sweep: Sweep, points: pd.DataFrame) -> list[str]:
         if silent:
             made.append(f"Not measured in any run: {', '.join(silent)}.")
         # Where the workload itself was swept it differs, as it should.
-        swept = [column for column in axes(sweep) if column.startswith("cfg.workload")]
+        swept = [column for column in axes(sweep) if _TRAFFIC.match(column)]
         workloads = finished.groupby(["repeat", *swept], dropna=False)["workload_sha256"].nunique()
         if len(workloads) and workloads.max() > 1:
             made.append("Points did not all get the same workload: they differ by more than the swept options.")
@@ -89,6 +92,8 @@ def caveats(sweep: Sweep, points: pd.DataFrame) -> list[str]:
 def contamination(sweep: Sweep) -> list[str]:
     """Whether warm-up and measurement touched: a sentence for each way in which they did."""
     ok = sweep.runs.loc[sweep.runs["status"] == OK, RUN_KEY]
+    # In a simulation the host takes no time: a step that is scheduled while the first runs begins at the same instant.
+    real = sweep.runs.loc[(sweep.runs["status"] == OK) & ~column_of(sweep.runs, "simulated").eq(True), RUN_KEY]
     requests = sweep.requests
     if ok.empty or requests.empty:
         return []
@@ -105,7 +110,7 @@ def contamination(sweep: Sweep) -> list[str]:
     measured = requests.loc[~is_warm & requests["first_scheduled_s"].notna()]
     first_s = numbers(measured["first_scheduled_s"]).groupby([measured[key] for key in RUN_KEY]).transform("min")
     hits = measured.loc[measured["first_scheduled_s"].eq(first_s) & numbers(measured["num_cached_tokens"]).gt(0)]
-    hits = hits.merge(ok, on=RUN_KEY)
+    hits = hits.merge(real, on=RUN_KEY)
     if len(hits):
         made.append(
             f"Contamination: {len(hits)} requests of a measurement's first step found "

@@ -21,9 +21,11 @@ _CORES = re.compile(r"cpu_?count|num_cpus|(?<!num_)cores|num_cores", re.IGNORECA
 
 def machine_caveats(finished: pd.DataFrame) -> list[str]:
     """Sentences about the runs that finished; none where there is nothing to say."""
+    # Virtual times are the same on any machine.
+    real = finished[~column_of(finished, "simulated").eq(True)]
     return [
-        *_crowded(finished),
-        *_load_average(finished),
+        *_crowded(real),
+        *_load_average(real),
         *_sensors(finished),
         *_beyond_peaks(finished),
         *_compilations(finished),

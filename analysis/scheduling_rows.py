@@ -77,6 +77,8 @@ def _has_policies(sweep: Sweep, columns: Sequence[str]) -> bool:
         return False
     if VARIANT not in columns:
         return True
+    if names_settings(sweep, columns):
+        return True
     variant = codes(sweep.runs[VARIANT])
     others = [c for c in columns if c != VARIANT and not (_POLICY.match(c) or _LOAD.search(c) or _LIFE.match(c))]
     return not any(determines(variant, codes(sweep.runs[column])) for column in others)
@@ -95,11 +97,12 @@ def rows_of(sweep: Sweep) -> Rows:
     life = _followers(points, columns, simulated) if both else set()
     # A variant is a name for what it sets.
     has_policies = _has_policies(sweep, columns)
-    own = [c for c in kept if has_policies and (_POLICY.match(c) or c == VARIANT)]
-    led = {c for c in columns if _LOAD.search(c) or c in life}
-    led |= {c for c in columns if has_policies and (_POLICY.match(c) or c == VARIANT)}
-    shared = [c for c in kept if c not in led]
-    held = [c for c in columns if c not in led]
+    is_policy = not names_settings(sweep, columns)
+    own = [c for c in kept if has_policies and (_POLICY.match(c) or (c == VARIANT and is_policy))]
+    led = {c for c in columns if c == load or c in life}
+    led |= set(own)
+    held = [c for c in columns if c not in led and not (has_policies and _POLICY.match(c))]
+    shared = [VARIANT] if names_settings(sweep, columns) else [c for c in kept if c not in led]
     # A simulation may lie in a folder of its own.
     several = points["sweep"].nunique() > 1 and not both
     contexts = {
@@ -129,11 +132,25 @@ def rows_of(sweep: Sweep) -> Rows:
 
 def load_column(sweep: Sweep, columns: Sequence[str] | None = None) -> str | None:
     """The column of `runs` that says how much load there was, if it was varied."""
+    columns = varying(sweep) if columns is None else columns
+    # A rate that goes with a kind of traffic is no load that was varied.
+    settings = codes(sweep.runs[VARIANT]) if names_settings(sweep, columns) else None
     for pattern in _LOADS:
-        for column in varying(sweep) if columns is None else columns:
-            if re.search(pattern, column) and numbers(sweep.runs[column]).dropna().nunique() > 1:
+        for column in columns:
+            if not re.search(pattern, column) or numbers(sweep.runs[column]).dropna().nunique() <= 1:
+                continue
+            if settings is None or not determines(settings, codes(sweep.runs[column])):
                 return column
     return None
+
+
+def names_settings(sweep: Sweep, columns: Sequence[str]) -> bool:
+    """Whether variants are kinds of traffic, under each of which policies were varied: they are names of settings."""
+    if VARIANT not in columns:
+        return False
+    variant = codes(sweep.runs[VARIANT])
+    policies = [column for column in columns if _POLICY.match(column)]
+    return bool(policies) and not any(determines(variant, codes(sweep.runs[column])) for column in policies)
 
 
 def _load_name(load: str | None, names: dict[str, str]) -> tuple[str, bool]:

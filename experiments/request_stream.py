@@ -169,7 +169,7 @@ class RequestStream:
         # Whoever was never scheduled waited until its end.
         queue_s = np.where(np.isnan(columns["queue_s"]), columns["e2e_s"], columns["queue_s"])
         self._waiting_s += float(queue_s.sum())
-        self._waiting_s += float(np.nansum(columns["preempted_s"]))
+        self._waiting_s += float(columns["preempted_s"].sum())
         if self._slo.given:
             self._num_met += int(columns["slo_met"].sum())
             fluid = columns["fluidity_fraction"]
@@ -240,24 +240,24 @@ def _gaps(times_s: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarr
     return gaps_s, longest
 
 
-def _preempted(requests: Sequence[Request], origin_s: float) -> tuple[list[Any], list[Any], np.ndarray]:
-    """Beginnings and ends of the intervals in which each waited after a preemption, and their sums; null and NaN where
-    requests do not tell. One that ended while it waited did so until then."""
-    num = len(requests)
-    since: list[Any] = [None] * num
-    until: list[Any] = [None] * num
-    sums = np.full(num, np.nan)
+def _preempted(requests: Sequence[Request], origin_s: float) -> tuple[list[list[float]], list[list[float]], np.ndarray]:
+    """Beginnings and ends of the intervals in which each waited after a preemption, and their sums. One that ended
+    while it waited did so until then."""
+    since: list[list[float]] = []
+    until: list[list[float]] = []
+    sums = np.zeros(len(requests))
     for i, request in enumerate(requests):
-        begins: list[float] | None = getattr(request, "preempted_at_s", None)
-        if begins is None:
+        begins, ends = request.preempted_at_s, request.resumed_at_s
+        if not begins:
+            since.append([])
+            until.append([])
             continue
-        ends: list[float] = getattr(request, "resumed_at_s")  # noqa: B009
         if len(ends) < len(begins):
             assert request.finish_s is not None
             ends = [*ends, request.finish_s]
-        since[i] = [at_s - origin_s for at_s in begins]
-        until[i] = [at_s - origin_s for at_s in ends]
-        sums[i] = sum(ends) - sum(begins)
+        since.append([at_s - origin_s for at_s in begins])
+        until.append([at_s - origin_s for at_s in ends])
+        sums[i] = sum(b - a for a, b in zip(begins, ends, strict=True))
     return since, until, sums
 
 

@@ -37,8 +37,8 @@ class TraceReplay:
     Args:
         path: of the file.
         format: one of `traces.formats.FORMATS`, `auto` to recognize it, or the import path of a `TraceReader`.
-        prompts: where made-up tokens come from: `random` or `heldout` or a .jsonl file. Text is drawn from few places:
-            now and then it repeats by chance.
+        prompts: where made-up tokens come from: `random`, `lengths_only` (the cheapest), `heldout` or a .jsonl file.
+            Text is drawn from few places: now and then it repeats by chance.
         time_scale: 2 sends twice as fast.
         start_s, duration_s: which part of the trace, on its own clock, from its first request on; null goes on to
             the end.

@@ -11,7 +11,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from experiments import capacity
 from experiments.capacity import Bisection, CapacitySettings, plan_capacity
 from experiments.errors import CommandError
 
@@ -26,7 +25,13 @@ LOAD = (
         "num_warmup_requests=0",
         "scheduler.max_num_seqs=1,2",
     ),
-    *("slo=none", "slo.ttft_s=0.3", "capacity.start_rate_rps=4", "capacity.target_attainment=0.9", "capacity.relative_tolerance=0.4"),
+    *(
+        "slo=none",
+        "slo.ttft_s=0.3",
+        "capacity.start_rate_rps=4",
+        "capacity.target_attainment=0.9",
+        "capacity.relative_tolerance=0.4",
+    ),
 )
 
 
@@ -119,7 +124,11 @@ def test_a_point_that_fails_stays_unknown_and_the_others_do_not(
     cli: Cli, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     few = [o for o in LOAD if not o.startswith("scheduler.max_num_seqs")]
-    broken = ("scheduler._target_=components.Raises,minivllm.scheduler.fcfs.FCFS", "capacity.max_tries=2", "scheduler.max_num_seqs=8")
+    broken = (
+        "scheduler._target_=components.Raises,minivllm.scheduler.fcfs.FCFS",
+        "capacity.max_tries=2",
+        "scheduler.max_num_seqs=8",
+    )
     assert cli("capacity", *few, *broken) == 1
     printed = capsys.readouterr().out
     assert "components.Raises: unknown: a run failed" in printed

@@ -130,7 +130,7 @@ def test_more_clients_than_are_looked_at_cost_no_error() -> None:
 def _shares(*requests: tuple[int, int, int, float, float]) -> float | None:
     shares = Shares()
     for block in (requests[:2], requests[2:]):
-        client, num_prompt, num_output, arrival_s, finish_s = (list(x) for x in zip(*block, strict=True)) or [[]] * 5
+        client, num_prompt, num_output, arrival_s, finish_s = (list(x) for x in zip(*block, strict=True))
         shares.add(client, *(np.array(x) for x in (num_prompt, num_output, arrival_s, finish_s)))  # type: ignore[arg-type]
     return shares.jain()
 

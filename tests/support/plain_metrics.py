@@ -53,6 +53,9 @@ def _request_row(r: Request, lateness_s: float | None, slo: Slo, origin_s: float
         "num_cached_tokens": r.num_cached_tokens,
         "num_preemptions": r.num_preemptions,
         "num_recomputed_tokens": r.num_recomputed_tokens,
+        "preempted_from_s": [at_s - origin_s for at_s in r.preempted_at_s],
+        "preempted_until_s": [at_s - origin_s for at_s in _resumed(r)],
+        "preempted_s": sum(b - a for a, b in zip(r.preempted_at_s, _resumed(r), strict=True)),
         "finish_reason": None if r.finish_reason is None else r.finish_reason.value,
         "slo_met": met if slo.given else None,
         "fluidity_fraction": fluidity(r.token_times_s, r.arrival_s, slo) if slo.given else None,
@@ -106,6 +109,7 @@ def run_columns(heard: Collected, rows: Sequence[dict[str, Any]], slo: Slo, num_
     gaps = [gap for r in heard.requests for gap in np.diff(r.token_times_s)]
     latencies = {what: [r[f"{what}_s"] for r in rows] for what in ("ttft", "tpot", "e2e", "queue")} | {"itl": gaps}
     waited_s = sum(r["e2e_s"] if r["queue_s"] is None else r["queue_s"] for r in rows)
+    waited_s += sum(r["preempted_s"] for r in rows)
     fluid = [r["fluidity_fraction"] for r in rows if r["fluidity_fraction"] is not None]
     columns: dict[str, Any] = {
         "num_requests": len(rows),
@@ -149,6 +153,12 @@ def step_summary(rows: Sequence[dict[str, Any]], num_blocks: int) -> dict[str, A
         "step_device_mean_s": mean("device_s"),
         "num_compilations": sum(known("num_compilations")),
     }
+
+
+def _resumed(r: Request) -> list[float]:
+    """One that ended while it waited did so until then."""
+    assert r.finish_s is not None
+    return [*r.resumed_at_s, r.finish_s][: len(r.preempted_at_s)]
 
 
 def _sha256(token_ids: Sequence[int]) -> str:

@@ -16,5 +16,5 @@ class Constant(Renewal):
     """Gaps of exactly 1 / (`rate_rps` * `rate_scale`)."""
 
     def times(self, generator: np.random.Generator) -> Iterator[float | None]:
-        # Products, for a sum of a million gaps drifts.
-        return (place * self.mean_gap_s for place in count(1))
+        # Quotients, for a sum of a million gaps drifts.
+        return (place / (self.rate_rps * self.rate_scale) for place in count(1))

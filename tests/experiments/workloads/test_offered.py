@@ -66,6 +66,9 @@ def test_poisson_arrivals_are_those_that_a_workload_has_of_its_own() -> None:
     own = make_load("workload=poisson", "workload.num_requests=32")
     chosen = make_load("workload=closed_loop", arrivals=make_component("arrivals", "poisson", rate_rps=4.0))
     assert list(own) == list(chosen) and own.concurrency is chosen.concurrency is None
+    # Times that the workload drew and nobody used shift nothing.
+    again = make_load("workload=poisson", "workload.num_requests=32", arrivals=make_component("arrivals", "poisson"))
+    assert list(again) == list(own)
 
 
 def test_chosen_arrivals_have_the_rate_of_the_workload_or_one_of_their_own() -> None:
@@ -253,6 +256,8 @@ def test_lengths_only_prompts_are_all_different_from_their_first_tokens() -> Non
 def test_lengths_only_prompts_have_their_length_in_any_vocabulary(vocab_size: int, count: int) -> None:
     prompt = LengthsOnly(vocab_size).tokens(count, np.random.default_rng(0))
     assert len(prompt) == count and all(0 <= token < vocab_size for token in prompt)
+    generator = np.random.default_rng(1)
+    assert count < 63 or len({LengthsOnly(vocab_size).tokens(count, generator) for _ in range(99)}) == 99
     if count > 63:
         # Nothing but the number is in it.
         again = LengthsOnly(vocab_size).tokens(count + 9, np.random.default_rng(0))

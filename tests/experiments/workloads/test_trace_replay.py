@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from simulating import simulated_llm
 
 from experiments.workloads.base import Streams, WorkloadItem
-from experiments.workloads.prompts import RandomTokens, TextPrompts
+from experiments.workloads.prompts import LengthsOnly, RandomTokens, TextPrompts
 from experiments.workloads.trace_replay import TraceReplay
 from experiments.workloads.traces.describe import describe
 from experiments.workloads.traces.formats import read_trace
@@ -77,13 +77,14 @@ def test_a_replay_repeats_itself_and_another_repeat_has_other_prompts() -> None:
         max_size=7,
     ),
     limit=st.sampled_from([None, 1, 5, 9]),
+    source=st.sampled_from([RANDOM, LengthsOnly(2**62)]),
 )
 def test_two_prompts_share_exactly_the_blocks_whose_ids_agree_from_the_start(
-    folder: Path, prompts: list[tuple[list[int], int]], limit: int | None
+    folder: Path, prompts: list[tuple[list[int], int]], limit: int | None, source: RandomTokens
 ) -> None:
     path = _write(folder, [_entry(num_prompt_tokens=length, hash_ids=ids) for ids, length in prompts])
     replay = TraceReplay(path=path, hash_block_tokens=BLOCK, max_prompt_tokens=limit, too_long="clip")
-    tokens = [item.prompt_token_ids for item in _items(replay)]
+    tokens = [item.prompt_token_ids for item in _items(replay, source=source)]
     lengths = [min(length, limit or length) for _, length in prompts]
     assert list(map(len, tokens)) == lengths
     for i in range(len(prompts)):
