@@ -40,12 +40,14 @@ class SchedulingTable:
         what: its rows are.
         labels: one a row.
         columns: those of which anything is known.
+        is_detail: all figures, for who asks; the page folds it.
     """
 
     title: str
     what: str
     labels: tuple[str, ...]
     columns: tuple[Column, ...]
+    is_detail: bool = False
 
 
 def winner_tables(frame: pd.DataFrame, found: pd.DataFrame) -> list[SchedulingTable]:
@@ -114,7 +116,10 @@ def figure_tables(frame: pd.DataFrame, found: pd.DataFrame) -> list[SchedulingTa
                     columns.append(Column(title=metric.title, unit=metric.unit, cells=tuple(cells), rank=rank))
             if columns:
                 title, labels = f"{what}: {at}" if at else what, tuple(rows["policy"])
-                made.append(SchedulingTable(title=title, what="policy", labels=labels, columns=tuple(columns)))
+                cells_of = tuple(columns)
+                made.append(
+                    SchedulingTable(title=title, what="policy", labels=labels, columns=cells_of, is_detail=True)
+                )
     return made[: 2 * MAX_TABLES]
 
 

@@ -210,7 +210,7 @@ def test_drafts_survive_random_operations_under_any_pressure() -> None:
     run_state_machine_as_test(
         SpeculationMachine,
         settings=settings(
-            max_examples=420,
+            max_examples=460,
             stateful_step_count=40,
             deadline=None,
             derandomize=True,
