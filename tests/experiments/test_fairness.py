@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from virtual_engine import make_engine
 
@@ -89,6 +89,8 @@ def _follow(items: list[WorkloadItem], clients: int, **engine: Any) -> _Follows:
     blocks=st.sampled_from([7, 10, 64]),
     prefix_caching=st.booleans(),
 )
+# Who waits is a request that was preempted.
+@example(drawn=[(0, 1, 5, 0), (0, 1, 5, 0), (0, 10, 4, 0), (1, 1, 1, 0)], seats=3, blocks=7, prefix_caching=False)
 def test_the_gap_is_the_largest_over_every_interval(
     drawn: list[tuple[int, int, int, int]], seats: int, blocks: int, prefix_caching: bool
 ) -> None:
