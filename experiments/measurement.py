@@ -8,6 +8,7 @@ The hashes of all prompts are in `requests`, warm-up ones too, so that whoever r
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterable, Mapping
 from itertools import islice
 from pathlib import Path
@@ -111,12 +112,16 @@ class Measurement:
             looks_at_memory=not simulated,
         )
         self._sensors = meters.sensors("start")
+        # What was imported and loaded stays: the collector need not look at it again in the middle of a step.
+        gc.collect()
+        gc.freeze()
         meters.energy.start()
         try:
             driven = drive(
                 engine, self._items, settings.sampling, concurrency=self._load.concurrency, listener=self._observer
             )
         finally:
+            gc.unfreeze()
             self._observer.close()
             engine.runner = runner
         self._energy_j, self._energy_source = meters.energy.stop(driven.end_s - driven.start_s)
