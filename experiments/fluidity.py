@@ -28,9 +28,30 @@ def fluidity_fractions(times_s: np.ndarray, counts: np.ndarray, arrivals_s: np.n
     """
     if not slo.given:
         return np.full(len(counts), np.nan)
+    found = np.full(len(counts), np.nan)
+    firsts = np.cumsum(counts) - counts
+    if slo.ttft_s is not None and slo.tpot_s is not None and times_s.size:
+        # Whoever was never late is done with: the usual case, and all at once.
+        places = np.arange(times_s.size) - np.repeat(firsts, counts)
+        late = times_s > np.repeat(arrivals_s + slo.ttft_s, counts) + places * slo.tpot_s
+        # One more, so that requests without tokens at the end begin somewhere.
+        num_late = np.add.reduceat(np.append(late, False), firsts, dtype=np.int64)
+        punctual = (num_late == 0) & (counts > 0)
+        found[punctual] = 1.0
+    else:
+        punctual = np.zeros(len(counts), dtype=bool)
+    chosen = np.flatnonzero(~punctual & (counts > 0))
+    found[chosen] = _token_by_token(times_s, counts[chosen], firsts[chosen], arrivals_s[chosen], slo)
+    return found
+
+
+def _token_by_token(
+    times_s: np.ndarray, counts: np.ndarray, firsts: np.ndarray, arrivals_s: np.ndarray, slo: Slo
+) -> np.ndarray:
+    """As `fluidity_fractions`, of requests whose tokens begin at `firsts`."""
     # Longest first, so that those which have an i-th token are the first of all.
     order = np.argsort(-counts, kind="stable")
-    lengths, firsts = counts[order], (np.cumsum(counts) - counts)[order]
+    lengths, firsts = counts[order], firsts[order]
     due_s = arrivals_s[order] + (slo.ttft_s or 0.0)
     total, missed = np.zeros(len(counts)), np.zeros(len(counts))
     longest = int(lengths[0]) if len(lengths) else 0

@@ -243,20 +243,18 @@ def _gaps(times_s: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarr
 def _preempted(requests: Sequence[Request], origin_s: float) -> tuple[list[list[float]], list[list[float]], np.ndarray]:
     """Beginnings and ends of the intervals in which each waited after a preemption, and their sums. One that ended
     while it waited did so until then."""
-    since: list[list[float]] = []
-    until: list[list[float]] = []
+    since: list[list[float]] = [[]] * len(requests)
+    until: list[list[float]] = [[]] * len(requests)
     sums = np.zeros(len(requests))
     for i, request in enumerate(requests):
         begins, ends = request.preempted_at_s, request.resumed_at_s
         if not begins:
-            since.append([])
-            until.append([])
             continue
         if len(ends) < len(begins):
             assert request.finish_s is not None
             ends = [*ends, request.finish_s]
-        since.append([at_s - origin_s for at_s in begins])
-        until.append([at_s - origin_s for at_s in ends])
+        since[i] = [at_s - origin_s for at_s in begins]
+        until[i] = [at_s - origin_s for at_s in ends]
         sums[i] = sum(b - a for a, b in zip(begins, ends, strict=True))
     return since, until, sums
 

@@ -1,8 +1,8 @@
 """Mean and percentiles of more values than fit into memory.
 
-Up to a number of values they are exact: all are kept. Beyond it they are counted in bins whose bounds grow by a fifth
-of a percent, so that a percentile is off by less than a thousandth of itself (DDSketch, arXiv 1908.10693, section 2);
-the mean stays exact. Values are times: 0 or more, and what lies under a nanosecond counts as one.
+Up to a number of values they are exact: all are kept. Beyond it they are counted in bins, 1024 to each power of two
+(the first bits of a float are its bin), so that a percentile is off by less than a thousandth of itself; the mean
+stays exact. Values are times: 0 or more, and what lies under a nanosecond counts as one.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from collections.abc import Sequence
 import numpy as np
 
 NUM_EXACT = 1_000_000
-RELATIVE_ERROR = 0.0009
 _SMALLEST, _LARGEST = 1e-9, 1e9
-_LOG_GROWTH = float(np.log((1 + RELATIVE_ERROR) / (1 - RELATIVE_ERROR)))
-_NUM_BINS = int(np.ceil(np.log(_LARGEST / _SMALLEST) / _LOG_GROWTH)) + 1
+# Of a float64's 52 bits behind the exponent, those that do not matter.
+_SHIFT = 42
+_FIRST, _LAST = (int(np.float64(value).view(np.int64)) >> _SHIFT for value in (_SMALLEST, _LARGEST))
 
 
 class Sketch:
@@ -45,10 +45,10 @@ class Sketch:
 
     def _spill(self) -> None:
         if self._counts is None:
-            self._counts = np.zeros(_NUM_BINS, dtype=np.int64)
+            self._counts = np.zeros(_LAST - _FIRST + 1, dtype=np.int64)
         for values in self._kept:
-            logs = np.log(np.clip(values, _SMALLEST, _LARGEST) / _SMALLEST)
-            self._counts += np.bincount((logs / _LOG_GROWTH).astype(np.int64), minlength=_NUM_BINS)
+            bins = (np.clip(values, _SMALLEST, _LARGEST).view(np.int64) >> _SHIFT) - _FIRST
+            self._counts += np.bincount(bins, minlength=len(self._counts))
         self._kept = []
 
     @property
@@ -72,8 +72,8 @@ class Sketch:
         """The values at places in ascending order."""
         assert self._counts is not None
         bins = np.searchsorted(np.cumsum(self._counts), ranks, side="right")
-        # The middle of a bin in this sense is as far from either bound, relative to it.
-        return _SMALLEST * np.exp(bins * _LOG_GROWTH) * (1 + RELATIVE_ERROR)
+        # The middle of a bin.
+        return (((bins + _FIRST) << _SHIFT) + (1 << (_SHIFT - 1))).astype(np.int64).view(np.float64)
 
 
 def summary(what: str, sketch: Sketch) -> dict[str, float | None]:
