@@ -88,12 +88,15 @@ class Measurement:
         simulated = settings.engine.simulation is not None
         roofline = Roofline.of(runner, engine.memory(), engine.block_size)
         engine.runner = SeenRunner(runner)
-        # The measurement begins now.
+        self._sensors = meters.sensors("start")
+        # What was imported and loaded stays: the collector need not look at it again in the middle of a step.
+        gc.collect()
+        gc.freeze()
+        # The measurement begins now: what stands between here and `drive` takes microseconds.
         origin_s = engine.clock.now_s()
         self._requests = RequestStream(
             self._tables["requests"], settings.slo, origin_s=origin_s, speculates=speculates, hashes=not simulated
         )
-        self._requests.write_warmup(self._warm.requests)
         self._steps = StepStream(
             self._tables["steps"],
             origin_s=origin_s,
@@ -111,10 +114,6 @@ class Measurement:
             total=self._load.num_requests,
             looks_at_memory=not simulated,
         )
-        self._sensors = meters.sensors("start")
-        # What was imported and loaded stays: the collector need not look at it again in the middle of a step.
-        gc.collect()
-        gc.freeze()
         meters.energy.start()
         try:
             driven = drive(
@@ -124,6 +123,7 @@ class Measurement:
             gc.unfreeze()
             self._observer.close()
             engine.runner = runner
+        self._requests.write_warmup(self._warm.requests)
         self._energy_j, self._energy_source = meters.energy.stop(driven.end_s - driven.start_s)
         self._sensors |= meters.sensors("end")
         return driven
