@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -156,19 +157,14 @@ def _quantize(folder: str, overrides: Sequence[str]) -> int:
 
 
 def _run(plan: SweepPlan, console: Console, *, again: bool) -> int:
-    from experiments.progress import Progress
     from experiments.sweep import run_sweep
 
-    progress = Progress(console, plan.name)
-    try:
+    with _progress(console, plan.name) as progress:
         swept = run_sweep(plan, progress, again=again, report=_reporter(plan.folder, progress, console))
-    finally:
-        progress.stop()
     return _conclude(swept, plan.folder, console)
 
 
 def _search(overrides: Sequence[str], console: Console, *, dry_run: bool) -> int:
-    from experiments.progress import Progress
     from experiments.search import plan_search, run_search
 
     plan = plan_search(overrides, default_experiment="quickstart")
@@ -178,11 +174,8 @@ def _search(overrides: Sequence[str], console: Console, *, dry_run: bool) -> int
             console.print(f"{axis.key}: {listed}", highlight=False, markup=False, soft_wrap=True)
         console.print(f"{plan.settings.num_trials} trials of {plan.num_points} points", highlight=False)
         return EXIT_OK
-    progress = Progress(console, plan.sweep.name)
-    try:
+    with _progress(console, plan.sweep.name) as progress:
         found = run_search(plan, progress, report=_reporter(plan.sweep.folder, progress, console))
-    finally:
-        progress.stop()
     for line in found.best:
         console.print(f"best    {line}", highlight=False, markup=False, soft_wrap=True)
     return _conclude(found.swept, plan.sweep.folder, console)
@@ -190,7 +183,6 @@ def _search(overrides: Sequence[str], console: Console, *, dry_run: bool) -> int
 
 def _capacity(overrides: Sequence[str], console: Console, *, dry_run: bool) -> int:
     from experiments.capacity import plan_capacity, run_capacity
-    from experiments.progress import Progress
 
     plan = plan_capacity(overrides, default_experiment="capacity")
     if dry_run:
@@ -203,14 +195,22 @@ def _capacity(overrides: Sequence[str], console: Console, *, dry_run: bool) -> i
             highlight=False,
         )
         return EXIT_OK
-    progress = Progress(console, plan.sweep.name)
-    try:
+    with _progress(console, plan.sweep.name) as progress:
         found = run_capacity(plan, progress, report=_reporter(plan.sweep.folder, progress, console))
-    finally:
-        progress.stop()
     for line in found.lines:
         console.print(f"capacity {line}", highlight=False, markup=False, soft_wrap=True)
     return _conclude(found.swept, plan.sweep.folder, console)
+
+
+@contextmanager
+def _progress(console: Console, name: str) -> Iterator[Progress]:
+    from experiments.progress import Progress
+
+    progress = Progress(console, name)
+    try:
+        yield progress
+    finally:
+        progress.stop()
 
 
 def _reporter(folder: Path, progress: Progress, console: Console) -> Callable[[], None]:
